@@ -1,0 +1,257 @@
+"""Every setting with its default, in one tree of dataclasses; keyword options, flags and YAML are read off it.
+
+A setting is addressed as ``group.name`` (``alignment.iterations``).  Those people use daily have a short
+name too (``OPTIONS``): the keyword of ``Easi3R.reconstruct``, the flag of the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from easi3r.errors import ConfigError, nearest_name
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """Which frames are taken, and how large."""
+
+    fps: float | None = None  # video: frames kept per second; images: the rate at which they were taken
+    stride: int = 1  # keep every stride-th of the frames that fps left
+    start: float | None = None  # seconds; images without fps count one per second
+    end: float | None = None  # seconds, exclusive
+    max_frames: int | None = None  # the first so many of the frames that the other options left
+    image_size: int | Literal["native"] | None = None  # long side in pixels; None: what the checkpoint was trained for
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """Which pairs of frames the network sees; both directions of each."""
+
+    graph: Literal["window", "complete", "logarithmic", "reference"] = "window"
+    window: int = 5  # partners after each frame
+    stride: int = 2  # step between partners: i+1, i+3, i+5, ...
+    reference: int = 0  # graph='reference': the frame paired with all others
+
+
+@dataclass(frozen=True)
+class MotionSettings:
+    """How attention becomes masks."""
+
+    passes: Literal[1, 2] = 2  # 2: decode again with attention to moving regions cut off
+    masks: Any = None  # array [n, H, W] or folder of PNGs, True / 255 = moves; 'none': nothing moves; None: find them
+    clusters: int = 64  # k-means over encoder tokens; as many as there are tokens at most
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """Optical flow between the frames of a pair."""
+
+    method: Literal["dis"] = "dis"
+    max_inconsistency_px: float = 3.0  # forward-backward disagreement beyond which a pixel counts as occluded
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """Global alignment (Easi3R section 3.3, DUSt3R section 3.4): published values."""
+
+    method: Literal["published", "none"] = "published"  # none: the spanning-tree start as it is
+    iterations: int = 300
+    learning_rate: float = 0.01
+    final_learning_rate: float = 1e-3
+    shared_focal: bool = True
+    flow_weight: float = 0.01
+    flow_start: float = 0.1  # fraction of the iterations before the flow term joins
+    flow_ignore_px: float = 50.0  # residuals above are left out
+    flow_drop_px: float = 25.0  # the whole term is left out of an iteration in which its mean exceeds this
+    smoothness_weight: float = 0.0  # on consecutive poses
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that shapes a result.  The defaults are the published method."""
+
+    frames: FrameSettings = field(default_factory=FrameSettings)
+    pairs: PairSettings = field(default_factory=PairSettings)
+    motion: MotionSettings = field(default_factory=MotionSettings)
+    flow: FlowSettings = field(default_factory=FlowSettings)
+    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
+    seed: int = 0
+    device: str = "auto"  # auto: where the network is; else cpu, cuda, cuda:1, mps
+    batch_size: int = 4  # pairs decoded at once
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def with_options(self, options: Mapping[str, Any]) -> Settings:
+        """Return a copy with ``options`` changed; keys are short names or dotted ones, text is converted.
+
+        >>> Settings().with_options({"window": 3, "alignment.iterations": "50"}).alignment.iterations
+        50
+        """
+        settings = self
+        for name, value in options.items():
+            path = OPTIONS.get(name, name)
+            settings = _replace(settings, path.split("."), name, value)
+        return settings
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain values, ready for JSON; given masks are named, not stored."""
+        tree = dataclasses.asdict(dataclasses.replace(self, motion=dataclasses.replace(self.motion, masks=None)))
+        masks = self.motion.masks
+        tree["motion"]["masks"] = masks if masks is None else str(masks) if isinstance(masks, (str, Path)) else "given"
+        return tree
+
+
+OPTIONS: dict[str, str] = {  # short name -> dotted name; the keywords and flags of the contract
+    "fps": "frames.fps",
+    "stride": "frames.stride",
+    "start": "frames.start",
+    "end": "frames.end",
+    "max_frames": "frames.max_frames",
+    "image_size": "frames.image_size",
+    "window": "pairs.window",
+    "passes": "motion.passes",
+    "masks": "motion.masks",
+    "align": "alignment.method",
+    "seed": "seed",
+    "device": "device",
+}
+
+_POSITIVE = (
+    "frames.fps frames.stride frames.max_frames frames.image_size pairs.window pairs.stride motion.clusters "
+    "flow.max_inconsistency_px alignment.iterations alignment.learning_rate alignment.final_learning_rate batch_size"
+).split()
+_NOT_NEGATIVE = (
+    "frames.start frames.end pairs.reference alignment.flow_weight alignment.flow_start alignment.flow_ignore_px "
+    "alignment.flow_drop_px alignment.smoothness_weight seed"
+).split()
+
+
+def check_ranges(settings: Settings) -> None:
+    """Raise ConfigError for a value that is of the right type and still impossible."""
+    for path in _POSITIVE + _NOT_NEGATIVE:
+        value = get_setting(settings, path)
+        if isinstance(value, (int, float)) and not (value > 0 if path in _POSITIVE else value >= 0):
+            bound = "greater than 0" if path in _POSITIVE else "0 or greater"
+            raise ConfigError(f"{path} is {value}, but it must be {bound}.")
+    frames = settings.frames
+    if frames.start is not None and frames.end is not None and frames.end <= frames.start:
+        raise ConfigError(f"frames.end is {frames.end} s, but it must lie after frames.start ({frames.start} s).")
+
+
+def get_setting(settings: Settings, path: str) -> Any:
+    """Read ``group.name``."""
+    value: Any = settings
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def setting_names() -> list[str]:
+    """All dotted names, in the order of the dataclasses."""
+    names: list[str] = []
+    for entry in dataclasses.fields(Settings):
+        default = getattr(Settings(), entry.name)
+        if dataclasses.is_dataclass(default):
+            names += [f"{entry.name}.{inner.name}" for inner in dataclasses.fields(default)]
+        else:
+            names.append(entry.name)
+    return names
+
+
+def setting_type(path: str) -> Any:
+    """The annotation of ``group.name``, for help texts and conversion."""
+    *groups, name = path.split(".")
+    owner = getattr(Settings(), groups[0]) if groups else Settings()
+    return typing.get_type_hints(type(owner))[name]
+
+
+def load_settings(path: str | Path) -> Settings:
+    """Read a YAML file of overrides: groups as mappings, or short and dotted names at the top level.
+
+    Raises ConfigError for a file that cannot be read, an unknown name (with the nearest right one) or a bad value.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"The configuration {path} cannot be read as YAML: {reason}.") from error
+    if tree is None:
+        return Settings()
+    if not isinstance(tree, dict):
+        raise ConfigError(f"The configuration {path} holds a {type(tree).__name__}; expected 'name: value' lines.")
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update({f"{key}.{name}": inner for name, inner in value.items()})
+        else:
+            flat[str(key)] = value
+    try:
+        return Settings().with_options(flat)
+    except ConfigError as error:
+        raise ConfigError(f"In {path}: {error}") from error
+
+
+def _replace(owner: Any, path: list[str], given: str, value: Any) -> Any:
+    name = path[0]
+    names = [entry.name for entry in dataclasses.fields(owner)]
+    current = getattr(owner, name) if name in names else None
+    if name not in names or dataclasses.is_dataclass(current) != (len(path) > 1):
+        raise ConfigError(f"{given!r} is not an option{nearest_name(given, [*OPTIONS, *setting_names()])}.")
+    if len(path) > 1:
+        return dataclasses.replace(owner, **{name: _replace(current, path[1:], given, value)})
+    return dataclasses.replace(owner, **{name: convert(value, typing.get_type_hints(type(owner))[name], given)})
+
+
+def convert(value: Any, annotation: Any, name: str) -> Any:
+    """Turn ``value`` (often text from the command line) into ``annotation``; ConfigError says what was expected."""
+    if annotation is Any:
+        return value
+    choices = _choices(annotation)
+    for choice in choices:
+        if value is choice or (isinstance(value, str) and value.strip().lower() == _spelling(choice)):
+            return choice
+        if not isinstance(choice, type) and type(value) is type(choice) and value == choice:
+            return choice
+        if isinstance(choice, type) and choice is not type(None):
+            converted = _as_type(value, choice)
+            if converted is not None:
+                return converted
+    expected = " or ".join(choice.__name__ if isinstance(choice, type) else repr(choice) for choice in choices)
+    raise ConfigError(f"{name} is {value!r}; expected {expected.replace('NoneType', 'nothing')}.")
+
+
+def _choices(annotation: Any) -> list[Any]:
+    """Flatten unions and literals: the types and literal values that are allowed."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return [choice for part in typing.get_args(annotation) for choice in _choices(part)]
+    return list(typing.get_args(annotation)) if origin is Literal else [annotation]
+
+
+def _spelling(choice: Any) -> str:
+    return "" if isinstance(choice, type) and choice is not type(None) else "none" if choice is type(None) else str(choice)
+
+
+def _as_type(value: Any, kind: type) -> Any:
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        return {"true": True, "false": False, "yes": True, "no": False}.get(str(value).strip().lower())
+    if isinstance(value, bool):
+        return None
+    try:
+        converted = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if kind is int and not isinstance(value, str) and converted != value:
+        return None
+    return converted if kind is str or converted == converted and abs(converted) != float("inf") else None

@@ -1,0 +1,132 @@
+"""What travels between the stages: plain dataclasses of numpy arrays and torch tensors.
+
+Shapes use n frames, P directed pairs, H x W pixels, h x w tokens (H = h * patch_size).
+Image coordinates are OpenCV's: the centre of the top-left pixel is (0, 0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How one source frame became one network image: resize to ``resized``, then cut ``size`` out at ``offset``.
+
+    All sizes are (width, height) in pixels.
+
+    >>> crop = Crop(original=(1280, 720), resized=(512, 288), offset=(0, 0), size=(512, 288))
+    >>> crop.scale
+    (0.4, 0.4)
+    """
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    offset: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Network pixels per source pixel, along x and y."""
+        return self.resized[0] / self.original[0], self.resized[1] / self.original[1]
+
+    def matrix(self) -> Array:
+        """[3, 3] float64, network pixel from source pixel: ``x' = (x + 0.5) s - 0.5 - x0``."""
+        (sx, sy), (x0, y0) = self.scale, self.offset
+        return np.array([[sx, 0, 0.5 * sx - 0.5 - x0], [0, sy, 0.5 * sy - 0.5 - y0], [0, 0, 1]], dtype=np.float64)
+
+    def to_network(self, intrinsics: Array) -> Array:
+        """[3, 3] K in source pixels -> [3, 3] float64 K in network pixels."""
+        return np.asarray(self.matrix() @ np.asarray(intrinsics, dtype=np.float64))
+
+    def to_original(self, intrinsics: Array) -> Array:
+        """[3, 3] K in network pixels -> [3, 3] float64 K in source pixels."""
+        return np.asarray(np.linalg.inv(self.matrix()) @ np.asarray(intrinsics, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Frames:
+    """A clip on the patch grid, with the way back to the pixels and the clock of its source."""
+
+    images: Array  # [n, H, W, 3] uint8 RGB, H and W multiples of the patch size
+    timestamps: Array  # [n] float64 seconds
+    crops: tuple[Crop, ...]  # one per frame
+    names: tuple[str, ...]  # one per frame: file name, or 'frame 12' of a video or an array
+    source: str  # the path as given, or 'array'
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The four maps of the method and their product, one value per token, each [n, h, w] float32 in [0, 1].
+
+    ``source``: how much the queries of other frames attend to this frame's tokens (decoder 1);
+    ``reference``: the same when this frame is the pair's first view (decoder 2).
+    ``std`` maps are 0 for a frame seen in fewer than two pairs, where no deviation exists.
+    """
+
+    source_mean: Array
+    source_std: Array
+    reference_mean: Array
+    reference_std: Array
+    dynamic_map: Array  # (1 - source_mean) source_std reference_mean (1 - reference_std), min-max per frame
+
+    def arrays(self) -> dict[str, Array]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class DynamicMasks:
+    """Which pixels move: a score and its thresholded mask."""
+
+    score: Array  # [n, H, W] float32 in [0, 1], clustered and upsampled
+    mask: Array  # [n, H, W] bool, True = moves
+    threshold: float | None  # one for the whole clip; None when no threshold was needed
+
+    def tokens(self, patch_size: int) -> Array:
+        """[n, h, w] bool: a token is dynamic if any pixel of its patch is."""
+        n, height, width = self.mask.shape
+        patches = self.mask.reshape(n, height // patch_size, patch_size, width // patch_size, patch_size)
+        return np.asarray(patches.any(axis=(2, 4)))
+
+
+@dataclass(frozen=True)
+class PairPredictions:
+    """Pointmaps and confidences of every directed pair, both views in the first view's camera frame."""
+
+    pairs: Array  # [P, 2] int64, (first, second) frame index
+    points_first: torch.Tensor  # [P, H, W, 3] float32
+    points_second: torch.Tensor  # [P, H, W, 3] float32
+    confidence_first: torch.Tensor  # [P, H, W] float32, >= 1
+    confidence_second: torch.Tensor  # [P, H, W] float32, >= 1
+
+
+@dataclass(frozen=True)
+class PairFlow:
+    """Optical flow of every directed pair, in pixels of the network images."""
+
+    pairs: Array  # [P, 2] int64
+    flow: Array  # [P, H, W, 2] float32: pixel (x, y) of the first frame moves to (x, y) + flow in the second
+    valid: Array  # [P, H, W] bool: forward and backward flow agree
+
+
+@dataclass(frozen=True)
+class AlignedCameras:
+    """The alignment's answer: one world for all frames, frame 0 at the origin, up to one scale."""
+
+    camera_to_world: Array  # [n, 4, 4] float32
+    intrinsics: Array  # [n, 3, 3] float32, pixels of the network images
+    depth: Array  # [n, H, W] float32 z-depth
+    confidence: Array  # [n, H, W] float32, >= 1
