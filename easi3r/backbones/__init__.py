@@ -1,0 +1,1 @@
+"""Networks: DUSt3R's architecture, its checkpoints, and objects that somebody else built."""

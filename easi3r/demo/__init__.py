@@ -1,0 +1,1 @@
+"""What the demo is made of: procedurally rendered worlds with exact truth."""

@@ -1,0 +1,381 @@
+"""Random textured rooms with moving objects, ray-cast with exact depth, cameras, object ids and optical flow.
+
+World coordinates are metres, axes as OpenCV's (x right, y down, z forward), origin at the room's centre.
+Image coordinates are pixels with the centre of the top-left pixel at (0, 0): u = fx X/Z + cx.
+Surface 0 is the room itself, seen from inside; surfaces 1, 2, ... are the objects in it.
+
+>>> clip = render(make_world(seed=0))
+>>> flow, visible = clip.flow(0, 3)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+Array = NDArray[Any]
+Record = TypeVar("Record", "Texture", "World")
+
+_NUM_WALLS = 6
+_VIEW = torch.tensor([1.0, 0.75], dtype=torch.float64)  # objects are placed for a 4:3 picture
+_CHECKED_TIMES = torch.linspace(0, 1, 33, dtype=torch.float64)  # where placement makes sure that nothing collides
+_MIDDLE = 16  # _CHECKED_TIMES[16] is half time
+
+
+@dataclass(frozen=True)
+class Texture:
+    """T solid textures of L layers, from coarse to fine, each made of M waves: one wave gives stripes, many give cells.
+
+    Layer l is ``tanh(sharpness_l sum_m amplitude_lm sin(wave_lm . p + phase_lm))``, tinted, and shows where the layer
+    above it is positive: patches within patches, so that no part of a surface looks like another.
+    """
+
+    base: Tensor  # [T, 3] RGB in [0, 1]
+    tint: Tensor  # [T, L, 3] RGB
+    sharpness: Tensor  # [T, L]
+    amplitude: Tensor  # [T, L, M]
+    wave: Tensor  # [T, L, M, 3] radians per metre
+    phase: Tensor  # [T, L, M] radians
+
+    def colour(self, index: Tensor, points: Tensor, footprint: Tensor) -> Tensor:
+        """[P, 3] RGB of the textures ``index`` [P] at object coordinates ``points`` [P, 3] metres.
+
+        ``footprint`` [P] is the size of a pixel on the surface in metres: waves finer than that fade.
+        """
+        phase = (self.wave[index].flatten(1, 2) @ points[:, :, None]).reshape(-1, *self.phase.shape[1:])
+        fade = torch.exp(-0.125 * self.wave.square().sum(-1)[index] * footprint[:, None, None] ** 2)  # sigma 0.5 pixels
+        height = (self.amplitude[index] * fade * (phase + self.phase[index]).sin()).sum(-1)
+        layers = torch.tanh(self.sharpness[index] * height)
+        shown = torch.cat([layers[:, :1], layers[:, 1:] * (0.6 + 0.4 * layers[:, :-1])], dim=1)
+        return (self.base[index] + (shown[:, :, None] * self.tint[index]).sum(1)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class World:
+    """All there is to render: n frames, S surfaces (the room first). Tensors share a device, floats a dtype."""
+
+    camera_to_world: Tensor  # [n, 4, 4]
+    object_to_world: Tensor  # [n, S, 4, 4]
+    middle_to_world: Tensor  # [S, 4, 4] object_to_world at half time, where a frozen twin holds the movers
+    half_extents: Tensor  # [S, 3] metres: half edges of a box, half axes of an ellipsoid
+    is_ellipsoid: Tensor  # [S] bool
+    moves: Tensor  # [S] bool
+    light: Tensor  # [3] position of the lamp
+    texture: Texture  # one row per wall, then one per object
+    fov_deg: float  # horizontal
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> World:
+        """The same world on ``device``, its floats in ``dtype``."""
+        return replace(_to(self, device, dtype), texture=_to(self.texture, device, dtype))
+
+
+def _to(record: Record, device: torch.device | str, dtype: torch.dtype) -> Record:
+    tensors = {name: value for name, value in vars(record).items() if isinstance(value, Tensor)}
+    return replace(record, **{k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A rendered world: n frames of H x W pixels and the truth about them."""
+
+    images: Array  # [n, H, W, 3] uint8 RGB
+    depth: Array  # [n, H, W] float32 z-depth at the pixel centres, metres
+    camera_to_world: Array  # [n, 4, 4] float64
+    intrinsics: Array  # [n, 3, 3] float64 pixels, the same for all frames
+    object_ids: Array  # [n, H, W] int64, 0 = room
+    dynamic_mask: Array  # [n, H, W] bool, True = belongs to an object that moves; all False in a frozen twin
+    mover_mask: Array  # [n, H, W] bool, the same, but True in a frozen twin as well
+    object_to_world: Array  # [n, S, 4, 4] float64
+    world: World
+
+    def points(self, frame: int) -> Array:
+        """[H, W, 3] float64 points of ``frame`` in its own camera frame, metres."""
+        rays = _rays(_pixel_grid(*self.depth.shape[1:]), torch.from_numpy(self.intrinsics[frame]))
+        return np.asarray(rays.numpy() * self.depth[frame, ..., None])
+
+    def flow(self, i: int, j: int, *, camera_only: bool = False) -> tuple[Array, Array]:
+        """Exact optical flow: what frame i shows at pixel (x, y) is at (x, y) + flow in frame j.
+
+        Returns [H, W, 2] float32 pixels and [H, W] bool, True where frame j shows that point too: inside the image
+        and not hidden. With ``camera_only`` the objects have stood still since frame i.
+        """
+        height, width = self.depth.shape[1:]
+        cameras, intrinsics = torch.from_numpy(self.camera_to_world), torch.from_numpy(self.intrinsics[j])
+        before = torch.from_numpy(self.object_to_world[i])
+        after = before if camera_only else torch.from_numpy(self.object_to_world[j])
+        ids = torch.from_numpy(self.object_ids[i])
+        i_to_j = torch.linalg.inv(cameras[j]) @ after @ torch.linalg.inv(before) @ cameras[i]  # [S, 4, 4]
+        points = _transform(i_to_j[ids], torch.from_numpy(self.points(i)))
+        pixels = points[..., :2] / points[..., 2:] * intrinsics.diagonal()[:2] + intrinsics[:2, 2]
+
+        hit = trace(self.world.to("cpu", torch.float64), cameras[j], after, _rays(pixels, intrinsics).reshape(-1, 3))
+        depth, surface = hit.depth.reshape(height, width), hit.surface.reshape(height, width)
+        seen = (surface == ids) & ((depth - points[..., 2]).abs() < 1e-3 * depth)
+        last = torch.tensor([width - 1, height - 1])
+        seen &= ((pixels > -1e-6) & (pixels < last + 1e-6)).all(-1)
+        return (pixels - _pixel_grid(height, width)).float().numpy(), seen.numpy()
+
+
+@dataclass(frozen=True)
+class Hit:
+    """Where P rays meet the world first."""
+
+    depth: Tensor  # [P] z-depth, metres
+    surface: Tensor  # [P] int64, 0 = room
+    texture: Tensor  # [P] int64, row of World.texture
+    points: Tensor  # [P, 3] object coordinates, metres
+    normal: Tensor  # [P, 3] object coordinates, unit length, towards the camera's side
+
+
+def trace(world: World, camera_to_world: Tensor, object_to_world: Tensor, rays: Tensor) -> Hit:
+    """First hits of ``rays`` [P, 3] (camera frame, z = 1) from one camera [4, 4], surfaces posed by [S, 4, 4]."""
+    object_from_camera = torch.linalg.inv(object_to_world) @ camera_to_world
+    # In units of its half extents every box is [-1, 1]^3 and every ellipsoid the unit sphere.
+    size = world.half_extents[:, None]
+    origin = object_from_camera[:, None, :3, 3] / size  # [S, 1, 3]
+    direction = rays @ object_from_camera[:, :3, :3].mT / size  # [S, P, 3]
+
+    a, b, c = direction.square().sum(-1), (origin * direction).sum(-1), origin.square().sum(-1) - 1
+    discriminant = b.square() - a * c
+    sphere = torch.where(discriminant > 0, (-b - discriminant.clamp(min=0).sqrt()) / a, torch.inf)
+
+    inverse = 1 / torch.where(direction.abs() < 1e-12, 1e-12, direction)
+    middle, half = -origin * inverse, inverse.abs()
+    entry, leave = (middle - half).amax(-1), (middle + half).amin(-1)
+    box = torch.where(entry < leave, entry, torch.inf)
+
+    distance = torch.where(world.is_ellipsoid[:, None], sphere, box)
+    distance[0] = leave[0]  # the camera is inside the room
+    depth, surface = torch.where(distance > 0, distance, torch.inf).min(0)
+
+    unit = origin[surface, 0] + depth[:, None] * direction[surface, torch.arange(len(rays), device=rays.device)]
+    axis = unit.abs().argmax(-1, keepdim=True)
+    side = unit.gather(-1, axis).sign()
+    face = torch.zeros_like(unit).scatter(-1, axis, torch.where(surface[:, None] == 0, -side, side))
+    normal = torch.where(world.is_ellipsoid[surface, None], unit / world.half_extents[surface], face)
+    wall = (2 * axis + (side > 0)).squeeze(-1)
+    texture = torch.where(surface == 0, wall, surface + _NUM_WALLS - 1)
+    return Hit(depth, surface, texture, unit * world.half_extents[surface], normalize(normal, dim=-1))
+
+
+def shade(world: World, hit: Hit, object_to_world: Tensor, focal_px: float) -> Tensor:
+    """[P, 3] RGB in [0, 1] of what was hit: texture times Lambert's law, half of the light being ambient."""
+    pose = object_to_world[hit.surface]
+    normal = (pose[:, :3, :3] @ hit.normal[:, :, None])[:, :, 0]
+    to_light = normalize(world.light - _transform(pose, hit.points), dim=-1)
+    lambert = (normal * to_light).sum(-1, keepdim=True).clamp(min=0)
+    return world.texture.colour(hit.texture, hit.points, hit.depth / focal_px) * (0.5 + 0.5 * lambert)
+
+
+def render(world: World, width: int = 128, height: int = 96, *, frozen: bool = False, supersample: int = 2) -> Clip:
+    """Render every frame; depth and ids at the pixel centres, colour from ``supersample``^2 rays per pixel in float32.
+
+    ``frozen`` renders the twin without motion: the same cameras, the movers held where they are at half time.
+    """
+    poses = world.middle_to_world.expand_as(world.object_to_world) if frozen else world.object_to_world
+    focal = width / 2 / math.tan(math.radians(world.fov_deg) / 2)
+    intrinsics = torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]).double()
+    rays = _rays(_pixel_grid(height, width), intrinsics).reshape(-1, 3).to(world.light)
+    quick = world.to(world.light.device, torch.float32)
+    samples = (_pixel_grid(height * supersample, width * supersample) + 0.5) / supersample - 0.5
+    quick_rays = _rays(samples, intrinsics).reshape(-1, 3).to(quick.light)
+
+    images, hits = [], []
+    for camera, pose in zip(world.camera_to_world, poses, strict=True):
+        hits.append(trace(world, camera, pose, rays))
+        colour = shade(quick, trace(quick, camera.float(), pose.float(), quick_rays), pose.float(), focal)
+        images.append(colour.reshape(height, supersample, width, supersample, 3).mean((1, 3)))
+    depth = torch.stack([hit.depth for hit in hits]).reshape(-1, height, width)
+    ids = torch.stack([hit.surface for hit in hits]).reshape(-1, height, width)
+    movers = world.moves[ids].cpu().numpy()
+    return Clip(
+        images=(torch.stack(images) * 255).round().to(torch.uint8).cpu().numpy(),
+        depth=depth.float().cpu().numpy(),
+        camera_to_world=world.camera_to_world.double().cpu().numpy(),
+        intrinsics=np.tile(intrinsics.numpy(), (len(images), 1, 1)),
+        object_ids=ids.cpu().numpy(),
+        dynamic_mask=np.zeros_like(movers) if frozen else movers,
+        mover_mask=movers,
+        object_to_world=np.array(poses.double().cpu()),
+        world=world,
+    )
+
+
+def make_world(
+    seed: int, *, num_movers: int = 2, num_static: int = 4, num_frames: int = 12, fov_deg: float = 60.0
+) -> World:
+    """A random room, objects and a camera's walk, float64 on the CPU: the same seed gives the same world.
+
+    Movers and static objects are drawn by one law, paths included, and the static ones are then held at the middle of
+    theirs, so that motion alone tells them apart. ``num_frames`` only sets how finely the same walk is sampled.
+    """
+    dice = _Dice(seed)
+    frames = torch.linspace(0, 1, num_frames, dtype=torch.float64) if num_frames > 1 else _CHECKED_TIMES[_MIDDLE, None]
+    times = torch.cat([_CHECKED_TIMES, frames])
+    room = torch.cat([dice.uniform(3.5, 5.0, 1), dice.uniform(1.5, 2.0, 1), dice.uniform(3.5, 5.0, 1)])
+    num_objects = num_movers + num_static
+    is_mover = torch.randperm(num_objects, generator=dice.generator) < num_movers
+    moves = torch.cat([torch.tensor([False]), is_mover])
+    light = room * torch.cat([dice.uniform(-0.5, 0.5, 1), dice.uniform(-0.9, -0.7, 1), dice.uniform(-0.8, 0.0, 1)])
+    texture = _random_texture(dice, num_objects)
+    cameras = _camera_path(dice, room, times)
+
+    paths = [torch.eye(4).to(times).expand(len(times), 4, 4)]
+    sizes, ellipsoids = [room], [False]
+    obstacles = [(cameras[: len(_CHECKED_TIMES), :3, 3], 0.5)]
+    for _ in range(num_objects):
+        path, size, ellipsoid = _place_object(dice, room, cameras[_MIDDLE], obstacles, times, fov_deg)
+        paths, sizes, ellipsoids = [*paths, path], [*sizes, size], [*ellipsoids, ellipsoid]
+    object_to_world = torch.stack(paths, dim=1)
+    middle = object_to_world[_MIDDLE]
+    return World(
+        camera_to_world=cameras[len(_CHECKED_TIMES) :],
+        object_to_world=torch.where(moves[:, None, None], object_to_world[len(_CHECKED_TIMES) :], middle),
+        middle_to_world=middle,
+        half_extents=torch.stack(sizes),
+        is_ellipsoid=torch.tensor(ellipsoids),
+        moves=moves,
+        light=light,
+        texture=texture,
+        fov_deg=fov_deg,
+    )
+
+
+class _Dice:
+    """Random float64 numbers from one explicit generator."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=self.generator, dtype=torch.float64)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+    def wobble(self, times: Tensor) -> Tensor:
+        """A smooth path about zero at ``times`` [n] in [0, 1]: [n, 3] of about one, three slow sinusoids each."""
+        cycles, phase = self.uniform(0.5, 2, 3, 3), self.uniform(0, 2 * math.pi, 3, 3)
+        return (2 * math.pi * times[:, None, None] * cycles + phase).sin().sum(1) / 1.5
+
+
+def _camera_path(dice: _Dice, room: Tensor, times: Tensor) -> Tensor:
+    """[n, 4, 4] a hand-held walk by 8 to 30 % of the viewing distance, near one wall and looking across the room."""
+    start = room * torch.cat([dice.uniform(-0.15, 0.15, 2), dice.uniform(-0.75, -0.65, 1)])
+    distance = dice.uniform(4.0, 5.5, 1)
+    stride = distance * dice.uniform(0.08, 0.3)
+    along = (times[:, None] - 0.5) * stride * normalize(dice.normal(3) * torch.tensor([1.0, 0.4, 0.5]), dim=0)
+    target = start + torch.cat([dice.uniform(-0.4, 0.4, 1), dice.uniform(0.1, 0.5, 1), distance])
+    target = target + dice.uniform(0.0, 0.8) * along + 0.05 * dice.wobble(times)
+    position = start + along + 0.07 * stride * dice.wobble(times)
+
+    forward = normalize(target - position, dim=-1)
+    right = normalize(torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]).to(forward).expand_as(forward), forward), dim=-1)
+    level = torch.stack([right, torch.linalg.cross(forward, right), forward], dim=-1)
+    return _rigid(level @ _rotation(0.012 * dice.wobble(times) * torch.tensor([0.0, 0.0, 1.0])), position)
+
+
+def _object_path(dice: _Dice, middle: Tensor, on_floor: bool, times: Tensor) -> Tensor:
+    """[n, 4, 4] a drift of about a metre through ``middle`` [3] at half time, turning about a more or less vertical axis."""
+    freedom = torch.tensor([1.0, 0.0 if on_floor else 0.3, 0.6])
+    axes = torch.tensor([0.0, 1.0, 0.0] if on_floor else [0.3, 1.0, 0.3])
+    along = (times - 0.5)[:, None]
+    drift = dice.uniform(0.6, 1.4) * normalize(dice.normal(3) * freedom, dim=0)
+    sway = dice.wobble(times) * freedom
+    turn = dice.uniform(0.3, 1.2) * normalize(dice.normal(3) * axes, dim=0)
+    resting = _rotation(dice.uniform(-math.pi, math.pi, 3) * axes)
+    position = middle + along * drift + 0.08 * (sway - sway[_MIDDLE])
+    return _rigid(_rotation(along * turn) @ resting, position)
+
+
+def _place_object(
+    dice: _Dice,
+    room: Tensor,
+    view: Tensor,
+    obstacles: list[tuple[Tensor, float]],
+    times: Tensor,
+    fov_deg: float,
+) -> tuple[Tensor, Tensor, bool]:
+    """An object whose whole path is in ``view`` [4, 4], inside the room and clear of the ``obstacles``, which it joins.
+
+    An obstacle is a path of centres [33, 3] at the checked times and a radius. Returns path [n, 4, 4], half extents
+    [3] and whether it is an ellipsoid.
+    """
+    slope = math.tan(math.radians(fov_deg) / 2) * _VIEW
+    shrink = 1.0
+    while True:
+        distance = dice.uniform(2.3, 5.0, 1)
+        size = shrink * distance * dice.uniform(0.10, 0.16) * dice.uniform(-0.35, 0.35, 3).exp()
+        ellipsoid, on_floor = (dice.uniform(0, 1, 2) < 0.5).tolist()
+        middle = _transform(view, torch.cat([distance * slope * dice.uniform(-0.8, 0.8, 2), distance]))
+        if on_floor:
+            middle[1] = room[1] - size[1]
+        path = _object_path(dice, middle, on_floor, times)
+
+        centres = path[: len(_CHECKED_TIMES), :3, 3]
+        radius = size.max() if ellipsoid else size.norm()
+        reach = torch.stack([radius, size[1] if on_floor else radius, radius])
+        inside = (centres.abs() + reach < room + 1e-9).all()
+        seen = _transform(torch.linalg.inv(view), centres)
+        in_view = (seen[:, :2].abs() < 0.9 * slope * seen[:, 2:]).all()
+        clear = all(((centres - other).norm(dim=-1) > radius + margin).all() for other, margin in obstacles)
+        if inside and in_view and clear:
+            obstacles.append((centres, float(radius)))
+            return path, size, ellipsoid
+        shrink *= 0.99  # so that it fits somewhere in the end
+
+
+def _random_texture(dice: _Dice, num_objects: int) -> Texture:
+    """Five layers from coarse cells to fine stripes; objects are seen from nearer than walls, so theirs are finer."""
+    num, layers, waves = _NUM_WALLS + num_objects, 5, 6
+    coarsest = torch.tensor([2.5] * _NUM_WALLS + [1.0] * num_objects).double()
+    period = coarsest[:, None, None] * 0.6 ** torch.arange(layers)[:, None] * dice.uniform(0.6, 1.4, num, layers, waves)
+    direction = normalize(dice.normal(num, layers, waves, 3), dim=-1)
+    count = torch.tensor([1, 2, waves])[torch.randint(3, (num, layers, 1), generator=dice.generator)]
+    count[:, :3] = waves
+    return Texture(
+        base=dice.uniform(0.35, 0.7, num, 3),
+        tint=0.12 * dice.normal(num, layers, 1).sign() + 0.07 * dice.normal(num, layers, 3),
+        sharpness=dice.uniform(1.5, 4.0, num, layers),
+        amplitude=(torch.arange(waves) < count) * (2 / count).sqrt(),
+        wave=2 * math.pi * direction / period[..., None],
+        phase=dice.uniform(0, 2 * math.pi, num, layers, waves),
+    )
+
+
+def _pixel_grid(height: int, width: int) -> Tensor:
+    """[H, W, 2] float64 coordinates (x, y) of the pixel centres."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([x, y], dim=-1).double()
+
+
+def _rays(pixels: Tensor, intrinsics: Tensor) -> Tensor:
+    """[..., 3] camera-frame directions through ``pixels`` [..., 2] with z = 1, so that distance along them is z-depth."""
+    return pad((pixels - intrinsics[:2, 2]) / intrinsics.diagonal()[:2], (0, 1), value=1.0)
+
+
+def _transform(pose: Tensor, points: Tensor) -> Tensor:
+    """[..., 4, 4] applied to [..., 3] -> [..., 3]."""
+    return (pose[..., :3, :3] @ points[..., None])[..., 0] + pose[..., :3, 3]
+
+
+def _rotation(axis_angle: Tensor) -> Tensor:
+    """[..., 3] radians -> [..., 3, 3]."""
+    x, y, z = axis_angle.unbind(-1)
+    zero = torch.zeros_like(x)
+    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1)
+    return torch.linalg.matrix_exp(skew.unflatten(-1, (3, 3)))
+
+
+def _rigid(rotation: Tensor, translation: Tensor) -> Tensor:
+    """[..., 3, 3] and [..., 3] -> [..., 4, 4]."""
+    pose = pad(torch.cat([rotation, translation[..., None]], dim=-1), (0, 0, 0, 1))
+    pose[..., 3, 3] = 1
+    return pose

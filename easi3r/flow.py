@@ -1,0 +1,58 @@
+"""Optical flow between the frames of each pair, with forward-backward occlusion.
+
+An estimator is any function from two RGB images [H, W, 3] uint8 to flow [H, W, 2] float32 in pixels; ``ESTIMATORS``
+names those that ``flow.method`` can choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from easi3r.config import FlowSettings
+from easi3r.progress import Progress
+from easi3r.structures import Array, PairFlow
+
+FlowEstimator = Callable[[Array, Array], Array]
+
+
+def dis_flow(first: Array, second: Array) -> Array:
+    """Dense Inverse Search (Kroeger et al. 2016) at the full resolution; needs no weights."""
+    estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    estimator.setFinestScale(0)
+    grey_first, grey_second = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (first, second))
+    return np.asarray(estimator.calc(grey_first, grey_second, np.zeros((*grey_first.shape, 2), np.float32)))
+
+
+ESTIMATORS: dict[str, FlowEstimator] = {"dis": dis_flow}
+
+
+def estimate_flow(images: Array, pairs: Array, settings: FlowSettings, progress: Progress) -> PairFlow:
+    """images: [n, H, W, 3] uint8 RGB.  pairs: [P, 2]; the reverse of a pair is computed with it, once.
+
+    A pixel is valid where the flow there and back again returns to within ``max_inconsistency_px``.
+    """
+    estimator = ESTIMATORS[settings.method]
+    index = {(int(a), int(b)): k for k, (a, b) in enumerate(pairs)}
+    shape = (len(pairs), *images.shape[1:3])
+    flow, valid = np.zeros((*shape, 2), dtype=np.float32), np.zeros(shape, dtype=bool)
+    undirected = sorted({(min(a, b), max(a, b)) for a, b in index if a != b})
+    for a, b in progress(undirected, "optical flow"):
+        forward, backward = estimator(images[a], images[b]), estimator(images[b], images[a])
+        for pair, there, back in (((a, b), forward, backward), ((b, a), backward, forward)):
+            if pair in index:
+                flow[index[pair]] = there
+                valid[index[pair]] = consistent(there, back, settings.max_inconsistency_px)
+    return PairFlow(pairs, flow, valid)
+
+
+def consistent(forward: Array, backward: Array, max_inconsistency_px: float) -> Array:
+    """[H, W, 2] flows there and back -> [H, W] bool: the round trip ends near its start, inside the image."""
+    height, width = forward.shape[:2]
+    columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    x, y = columns + forward[..., 0], rows + forward[..., 1]
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    back = cv2.remap(backward, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(inside & (np.linalg.norm(forward + back, axis=-1) <= max_inconsistency_px))

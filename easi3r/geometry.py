@@ -1,0 +1,41 @@
+"""Pinhole cameras and rigid motions in numpy (saved scenes open without torch).
+
+Axes are OpenCV's: x right, y down, z forward.  The centre of the top-left pixel is (0, 0), so ``u = fx X / Z + cx``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from easi3r.structures import Array
+
+
+def pixel_grid(height: int, width: int) -> Array:
+    """[H, W, 2] float32 of (x, y)."""
+    columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    return np.stack([columns, rows], axis=-1)
+
+
+def unproject(depth: Array, intrinsics: Array) -> Array:
+    """z-depth [..., H, W] and K [..., 3, 3] -> points [..., H, W, 3] in the camera's frame."""
+    grid = pixel_grid(*depth.shape[-2:])
+    fx, fy, cx, cy = (intrinsics[..., i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    x = (grid[..., 0] - cx) / fx * depth
+    y = (grid[..., 1] - cy) / fy * depth
+    return np.stack([x, y, depth], axis=-1)
+
+
+def transform(points: Array, matrix: Array) -> Array:
+    """Apply [..., 4, 4] to points [..., H, W, 3]."""
+    rotation, translation = matrix[..., :3, :3], matrix[..., None, None, :3, 3]
+    return np.einsum("...ij,...hwj->...hwi", rotation, points) + translation
+
+
+def invert_rigid(matrix: Array) -> Array:
+    """Inverse of rigid [..., 4, 4], without a general solve."""
+    inverse = np.zeros_like(matrix)
+    rotation = np.swapaxes(matrix[..., :3, :3], -1, -2)
+    inverse[..., :3, :3] = rotation
+    inverse[..., :3, 3] = -np.einsum("...ij,...j->...i", rotation, matrix[..., :3, 3])
+    inverse[..., 3, 3] = 1
+    return inverse

@@ -1,0 +1,88 @@
+"""Read cross-attention: the mean over queries of the logits, without ever forming an N x N matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from hooks.sites import HookError, Site, find_sites
+
+
+class _Decoder:
+    """The maps of one decoder's layers, written side by side as the layers run."""
+
+    def __init__(self, sites: list[Site]) -> None:
+        self.sites = sites
+        self.reached: set[int] = set()
+        self.maps: Tensor | None = None  # [B, N, layers, heads]
+
+    def observe(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
+        # The logits are linear in q, so the mean over queries of q.k is (mean q).k.
+        mean_q = q.detach().mean(dim=2, keepdim=True, dtype=torch.float32) * scale
+        means = (mean_q @ k.detach().float().transpose(2, 3)).squeeze(2)  # [B, heads, Nk]
+        if self.maps is None or layer in self.reached:  # a new forward pass begins
+            batch, heads, tokens = means.shape
+            self.maps = means.new_empty(batch, tokens, len(self.sites), heads)
+            self.reached.clear()
+        self.maps[:, :, layer] = means.transpose(1, 2)
+        self.reached.add(layer)
+
+    def missed(self) -> list[str]:
+        return [site.name for layer, site in enumerate(self.sites) if layer not in self.reached]
+
+    def take(self) -> Tensor:
+        assert self.maps is not None
+        maps, self.maps = self.maps.flatten(2), None
+        self.reached.clear()
+        return maps
+
+
+class CapturedAttention:
+    """What the last forward pass attended to; ``take`` it before the next one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.decoders = [_Decoder(find_sites(network, location)) for location in ("decoder1", "decoder2")]
+        self.passes_taken = 0
+
+    def check(self) -> None:
+        """Raise HookError naming the sites that the last forward pass did not reach."""
+        missed = [name for decoder in self.decoders for name in decoder.missed()]
+        if missed:
+            raise HookError(f"The forward pass never reached {len(missed)} captured sites, the first {missed[0]!r}.")
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Return and forget the maps of the last forward pass: source and reference.
+
+        Each is [B, N, layers * heads] float32, one mean logit per token of the view that was attended to: source maps
+        belong to the second view (decoder 1's keys), reference maps to the first (decoder 2's keys).
+        Raises HookError naming the sites that were not reached.
+        """
+        self.check()
+        self.passes_taken += 1
+        source, reference = (decoder.take() for decoder in self.decoders)
+        return source, reference
+
+
+@contextmanager
+def capture_attention(network: nn.Module) -> Iterator[CapturedAttention]:
+    """Capture both decoders' cross-attention while the block runs.
+
+    >>> with capture_attention(network) as captured:  # doctest: +SKIP
+    ...     network(view1, view2)
+    >>> source, reference = captured.take()  # doctest: +SKIP
+
+    The network's output is untouched and the hooks are removed on exit, exceptions included.
+    Raises HookError if the network has no such sites, or if no forward pass reached them inside the block.
+    """
+    captured = CapturedAttention(network)
+    with ExitStack() as stack:
+        for decoder in captured.decoders:
+            for layer, site in enumerate(decoder.sites):
+                stack.callback(site.observe(partial(decoder.observe, layer)).remove)
+        yield captured
+    if not captured.passes_taken:
+        captured.check()

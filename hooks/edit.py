@@ -1,0 +1,34 @@
+"""Change cross-attention: cut chosen queries off from chosen keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+
+from hooks.sites import HookError, find_sites
+
+
+@contextmanager
+def cut_attention(
+    network: nn.Module, query_mask: Tensor, key_mask: Tensor, *, location: str = "decoder1"
+) -> Iterator[None]:
+    """While the block runs, weights from queries in ``query_mask`` to keys in ``key_mask`` are zero after softmax.
+
+    query_mask: [B, Nq] bool, True = this query is cut off (the method: static tokens of the first view).
+    key_mask: [B, Nk] bool, True = this key is hidden from them (the method: dynamic tokens of the second view).
+    The remaining weights are not renormalised (Easi3R, section 3.2).  All other pairs are untouched.
+
+    The hooks are removed on exit, exceptions included.  Raises HookError if the network has no such sites, or if
+    one of them was not reached inside the block.
+    """
+    sites = find_sites(network, location)
+    reached: set[int] = set()
+    with ExitStack() as stack:
+        for layer, site in enumerate(sites):
+            stack.callback(site.cut(query_mask, key_mask, lambda layer=layer: reached.add(layer)).remove)  # type: ignore[misc]
+        yield
+    missed = [site.name for layer, site in enumerate(sites) if layer not in reached]
+    if missed:
+        raise HookError(f"The forward pass never reached {len(missed)} edited sites, the first {missed[0]!r}.")
