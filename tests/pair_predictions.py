@@ -1,4 +1,4 @@
-"""What a network would say about a rendered clip: the true pointmaps of its pairs, spoilt in a known way (test support)."""
+"""The true pointmaps of a rendered clip's pairs, spoilt in a known way: a network's stand-in (test support)."""
 
 from __future__ import annotations
 

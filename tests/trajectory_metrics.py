@@ -36,7 +36,7 @@ def ate(estimated_camera_to_world: Array, true_camera_to_world: Array) -> float:
 
 
 def static_absrel(depth: Array, truth: Array, static_mask: Array) -> float:
-    """Mean of |scale * depth - truth| / truth over [n, H, W] ``static_mask``, one global scale: the median of truth / depth."""
+    """Mean of |scale * depth - truth| / truth over ``static_mask`` [n, H, W]; the scale is median(truth / depth)."""
     depth, truth = np.asarray(depth, dtype=np.float64)[static_mask], np.asarray(truth, dtype=np.float64)[static_mask]
     scale = np.median(truth / depth)
     return float((np.abs(scale * depth - truth) / truth).mean())

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 Array = NDArray[Any]
-Record = TypeVar("Record", "Texture", "World")
 
 _NUM_WALLS = 6
 _VIEW = torch.tensor([1.0, 0.75], dtype=torch.float64)  # objects are placed for a 4:3 picture
@@ -50,7 +49,7 @@ class Texture:
         ``footprint`` [P] is the size of a pixel on the surface in metres: waves finer than that fade.
         """
         phase = (self.wave[index].flatten(1, 2) @ points[:, :, None]).reshape(-1, *self.phase.shape[1:])
-        fade = torch.exp(-0.125 * self.wave.square().sum(-1)[index] * footprint[:, None, None] ** 2)  # sigma 0.5 pixels
+        fade = torch.exp(-0.245 * self.wave.square().sum(-1)[index] * footprint[:, None, None] ** 2)  # sigma 0.7 pixels
         height = (self.amplitude[index] * fade * (phase + self.phase[index]).sin()).sum(-1)
         layers = torch.tanh(self.sharpness[index] * height)
         shown = torch.cat([layers[:, :1], layers[:, 1:] * (0.6 + 0.4 * layers[:, :-1])], dim=1)
@@ -73,12 +72,13 @@ class World:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> World:
         """The same world on ``device``, its floats in ``dtype``."""
-        return replace(_to(self, device, dtype), texture=_to(self.texture, device, dtype))
+        texture = replace(self.texture, **_to(self.texture, device, dtype))
+        return replace(self, texture=texture, **_to(self, device, dtype))
 
 
-def _to(record: Record, device: torch.device | str, dtype: torch.dtype) -> Record:
+def _to(record: Texture | World, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
     tensors = {name: value for name, value in vars(record).items() if isinstance(value, Tensor)}
-    return replace(record, **{k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()})
+    return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Clip:
         depth, surface = hit.depth.reshape(height, width), hit.surface.reshape(height, width)
         seen = (surface == ids) & ((depth - points[..., 2]).abs() < 1e-3 * depth)
         last = torch.tensor([width - 1, height - 1])
-        seen &= ((pixels > -1e-6) & (pixels < last + 1e-6)).all(-1)
+        seen &= ((pixels > -1e-3) & (pixels < last + 1e-3)).all(-1)
         return (pixels - _pixel_grid(height, width)).float().numpy(), seen.numpy()
 
 
@@ -137,25 +137,25 @@ class Hit:
 def trace(world: World, camera_to_world: Tensor, object_to_world: Tensor, rays: Tensor) -> Hit:
     """First hits of ``rays`` [P, 3] (camera frame, z = 1) from one camera [4, 4], surfaces posed by [S, 4, 4]."""
     object_from_camera = torch.linalg.inv(object_to_world) @ camera_to_world
-    # In units of its half extents every box is [-1, 1]^3 and every ellipsoid the unit sphere.
-    size = world.half_extents[:, None]
-    origin = object_from_camera[:, None, :3, 3] / size  # [S, 1, 3]
-    direction = rays @ object_from_camera[:, :3, :3].mT / size  # [S, P, 3]
+    # In units of its half extents every box is [-1, 1]^3 and every ellipsoid the unit sphere. Rays come last: faster.
+    size = world.half_extents[:, :, None]
+    origin = object_from_camera[:, :3, 3:] / size  # [S, 3, 1]
+    direction = object_from_camera[:, :3, :3] / size @ rays.T  # [S, 3, P]
 
-    a, b, c = direction.square().sum(-1), (origin * direction).sum(-1), origin.square().sum(-1) - 1
+    a, b, c = direction.square().sum(1), (origin * direction).sum(1), origin.square().sum(1) - 1
     discriminant = b.square() - a * c
     sphere = torch.where(discriminant > 0, (-b - discriminant.clamp(min=0).sqrt()) / a, torch.inf)
 
     inverse = 1 / torch.where(direction.abs() < 1e-12, 1e-12, direction)
     middle, half = -origin * inverse, inverse.abs()
-    entry, leave = (middle - half).amax(-1), (middle + half).amin(-1)
+    entry, leave = (middle - half).amax(1), (middle + half).amin(1)
     box = torch.where(entry < leave, entry, torch.inf)
 
     distance = torch.where(world.is_ellipsoid[:, None], sphere, box)
     distance[0] = leave[0]  # the camera is inside the room
     depth, surface = torch.where(distance > 0, distance, torch.inf).min(0)
 
-    unit = origin[surface, 0] + depth[:, None] * direction[surface, torch.arange(len(rays), device=rays.device)]
+    unit = origin[surface, :, 0] + depth[:, None] * direction[surface, :, torch.arange(len(rays), device=rays.device)]
     axis = unit.abs().argmax(-1, keepdim=True)
     side = unit.gather(-1, axis).sign()
     face = torch.zeros_like(unit).scatter(-1, axis, torch.where(surface[:, None] == 0, -side, side))
@@ -184,26 +184,28 @@ def render(world: World, width: int = 128, height: int = 96, *, frozen: bool = F
     intrinsics = torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]).double()
     rays = _rays(_pixel_grid(height, width), intrinsics).reshape(-1, 3).to(world.light)
     quick = world.to(world.light.device, torch.float32)
-    samples = (_pixel_grid(height * supersample, width * supersample) + 0.5) / supersample - 0.5
-    quick_rays = _rays(samples, intrinsics).reshape(-1, 3).to(quick.light)
+    steps = (torch.arange(supersample) + 0.5) / supersample - 0.5
+    samples = _pixel_grid(height, width) + torch.cartesian_prod(steps, steps)[:, None, None]  # [supersample^2, H, W, 2]
+    quick_rays = _rays(samples, intrinsics).flatten(1, 2).to(quick.light)
 
     images, hits = [], []
     for camera, pose in zip(world.camera_to_world, poses, strict=True):
         hits.append(trace(world, camera, pose, rays))
-        colour = shade(quick, trace(quick, camera.float(), pose.float(), quick_rays), pose.float(), focal)
-        images.append(colour.reshape(height, supersample, width, supersample, 3).mean((1, 3)))
+        camera, pose = camera.float(), pose.float()
+        colours = [shade(quick, trace(quick, camera, pose, some), pose, focal) for some in quick_rays]
+        images.append(torch.stack(colours).mean(0).reshape(height, width, 3))
     depth = torch.stack([hit.depth for hit in hits]).reshape(-1, height, width)
     ids = torch.stack([hit.surface for hit in hits]).reshape(-1, height, width)
     movers = world.moves[ids].cpu().numpy()
     return Clip(
         images=(torch.stack(images) * 255).round().to(torch.uint8).cpu().numpy(),
         depth=depth.float().cpu().numpy(),
-        camera_to_world=world.camera_to_world.double().cpu().numpy(),
+        camera_to_world=np.array(world.camera_to_world.double().cpu().numpy()),
         intrinsics=np.tile(intrinsics.numpy(), (len(images), 1, 1)),
         object_ids=ids.cpu().numpy(),
         dynamic_mask=np.zeros_like(movers) if frozen else movers,
         mover_mask=movers,
-        object_to_world=np.array(poses.double().cpu()),
+        object_to_world=np.array(poses.double().cpu().numpy()),
         world=world,
     )
 
@@ -229,9 +231,9 @@ def make_world(
 
     paths = [torch.eye(4).to(times).expand(len(times), 4, 4)]
     sizes, ellipsoids = [room], [False]
-    obstacles = [(cameras[: len(_CHECKED_TIMES), :3, 3], 0.5)]
+    obstacles: list[tuple[Tensor, Tensor]] = []
     for _ in range(num_objects):
-        path, size, ellipsoid = _place_object(dice, room, cameras[_MIDDLE], obstacles, times, fov_deg)
+        path, size, ellipsoid = _place_object(dice, room, cameras, obstacles, times, fov_deg)
         paths, sizes, ellipsoids = [*paths, path], [*sizes, size], [*ellipsoids, ellipsoid]
     object_to_world = torch.stack(paths, dim=1)
     middle = object_to_world[_MIDDLE]
@@ -282,64 +284,65 @@ def _camera_path(dice: _Dice, room: Tensor, times: Tensor) -> Tensor:
     return _rigid(level @ _rotation(0.012 * dice.wobble(times) * torch.tensor([0.0, 0.0, 1.0])), position)
 
 
-def _object_path(dice: _Dice, middle: Tensor, on_floor: bool, times: Tensor) -> Tensor:
-    """[n, 4, 4] a drift of about a metre through ``middle`` [3] at half time, turning about a more or less vertical axis."""
-    freedom = torch.tensor([1.0, 0.0 if on_floor else 0.3, 0.6])
-    axes = torch.tensor([0.0, 1.0, 0.0] if on_floor else [0.3, 1.0, 0.3])
-    along = (times - 0.5)[:, None]
-    drift = dice.uniform(0.6, 1.4) * normalize(dice.normal(3) * freedom, dim=0)
-    sway = dice.wobble(times) * freedom
-    turn = dice.uniform(0.3, 1.2) * normalize(dice.normal(3) * axes, dim=0)
-    resting = _rotation(dice.uniform(-math.pi, math.pi, 3) * axes)
-    position = middle + along * drift + 0.08 * (sway - sway[_MIDDLE])
-    return _rigid(_rotation(along * turn) @ resting, position)
-
-
 def _place_object(
-    dice: _Dice,
-    room: Tensor,
-    view: Tensor,
-    obstacles: list[tuple[Tensor, float]],
-    times: Tensor,
-    fov_deg: float,
+    dice: _Dice, room: Tensor, cameras: Tensor, obstacles: list[tuple[Tensor, Tensor]], times: Tensor, fov_deg: float
 ) -> tuple[Tensor, Tensor, bool]:
-    """An object whose whole path is in ``view`` [4, 4], inside the room and clear of the ``obstacles``, which it joins.
+    """A drift of about a metre, in view, inside the room, clear of the cameras [n, 4, 4] and of the ``obstacles``.
 
-    An obstacle is a path of centres [33, 3] at the checked times and a radius. Returns path [n, 4, 4], half extents
-    [3] and whether it is an ellipsoid.
+    An obstacle is the path of a centre [33, 3] at the checked times and a radius; the object joins them. Returns its
+    poses [n, 4, 4], half extents [3] and whether it is an ellipsoid.
     """
+    tries, view = 256, cameras[_MIDDLE]
     slope = math.tan(math.radians(fov_deg) / 2) * _VIEW
-    shrink = 1.0
-    while True:
-        distance = dice.uniform(2.3, 5.0, 1)
-        size = shrink * distance * dice.uniform(0.10, 0.16) * dice.uniform(-0.35, 0.35, 3).exp()
-        ellipsoid, on_floor = (dice.uniform(0, 1, 2) < 0.5).tolist()
-        middle = _transform(view, torch.cat([distance * slope * dice.uniform(-0.8, 0.8, 2), distance]))
-        if on_floor:
-            middle[1] = room[1] - size[1]
-        path = _object_path(dice, middle, on_floor, times)
+    ellipsoid, on_floor = (dice.uniform(0, 1, 2) < 0.5).tolist()
+    distance = dice.uniform(2.3, 5.0, tries, 1)
+    shrink = 0.985 ** torch.arange(tries)[:, None]  # whatever stands in the way, a late try fits
+    size = shrink * distance * dice.uniform(0.11, 0.18, tries, 1) * dice.uniform(-0.35, 0.35, tries, 3).exp()
+    radius = size.amax(1) if ellipsoid else 0.85 * size.norm(dim=1)
+    middle = _transform(view, torch.cat([distance * slope * dice.uniform(-0.8, 0.8, tries, 2), distance], dim=1))
+    if on_floor:
+        middle[:, 1] = room[1] - size[:, 1]
+    freedom = torch.tensor([1.0, 0.0 if on_floor else 0.3, 0.6])
+    drift = dice.uniform(0.6, 1.4, tries, 1) * normalize(dice.normal(tries, 3) * freedom, dim=1)
+    sway = 0.08 * freedom * dice.wobble(times)
+    path = middle[:, None] + (times - 0.5)[:, None] * drift[:, None] + sway - sway[_MIDDLE]  # [tries, n, 3]
 
-        centres = path[: len(_CHECKED_TIMES), :3, 3]
-        radius = size.max() if ellipsoid else size.norm()
-        reach = torch.stack([radius, size[1] if on_floor else radius, radius])
-        inside = (centres.abs() + reach < room + 1e-9).all()
-        seen = _transform(torch.linalg.inv(view), centres)
-        in_view = (seen[:, :2].abs() < 0.9 * slope * seen[:, 2:]).all()
-        clear = all(((centres - other).norm(dim=-1) > radius + margin).all() for other, margin in obstacles)
-        if inside and in_view and clear:
-            obstacles.append((centres, float(radius)))
-            return path, size, ellipsoid
-        shrink *= 0.99  # so that it fits somewhere in the end
+    centres, eyes = path[:, : len(_CHECKED_TIMES)], cameras[: len(_CHECKED_TIMES), :3, 3]
+    reach = torch.stack([radius, size[:, 1] if on_floor else radius, radius], dim=1)[:, None]
+    seen = _transform(torch.linalg.inv(view), centres)
+    gaps = [
+        (room + 1e-9 - reach - centres.abs()).amin((1, 2)),
+        (0.9 * slope * seen[..., 2:] - seen[..., :2].abs()).amin((1, 2)),
+        (centres - eyes).norm(dim=-1).amin(1) - radius - 0.5,
+    ]
+    for other, other_radius in obstacles:
+        gaps.append((centres - other).norm(dim=-1).amin(1) - radius - other_radius)
+        other_seen = _transform(torch.linalg.inv(view), other[_MIDDLE])
+        apart = (seen[:, _MIDDLE, :2] / seen[:, _MIDDLE, 2:] - other_seen[:2] / other_seen[2]).norm(dim=-1)
+        gaps.append(
+            apart - 0.6 * (radius / seen[:, _MIDDLE, 2] + other_radius / other_seen[2])
+        )  # neither hides the other
+    gap = torch.stack(gaps).amin(0)
+    best = int((gap.clamp(max=0) - 1e-9 * torch.arange(tries)).argmax())  # the first that fits
+    obstacles.append((centres[best], radius[best]))
+    return _rigid(_tumble(dice, on_floor, times), path[best]), size[best], ellipsoid
+
+
+def _tumble(dice: _Dice, on_floor: bool, times: Tensor) -> Tensor:
+    """[n, 3, 3] a turn of 20 to 70 degrees about a vertical axis, or roughly vertical if not ``on_floor``."""
+    axes = torch.tensor([0.0, 1.0, 0.0] if on_floor else [0.3, 1.0, 0.3])
+    turn = dice.uniform(0.3, 1.2) * normalize(dice.normal(3) * axes, dim=0)
+    return _rotation((times - 0.5)[:, None] * turn) @ _rotation(dice.uniform(-math.pi, math.pi, 3) * axes)
 
 
 def _random_texture(dice: _Dice, num_objects: int) -> Texture:
-    """Five layers from coarse cells to fine stripes; objects are seen from nearer than walls, so theirs are finer."""
-    num, layers, waves = _NUM_WALLS + num_objects, 5, 6
+    """Four layers from coarse cells to fine stripes; objects are seen from nearer than walls, so theirs are finer."""
+    num, layers, waves = _NUM_WALLS + num_objects, 4, 6
     coarsest = torch.tensor([2.5] * _NUM_WALLS + [1.0] * num_objects).double()
-    period = coarsest[:, None, None] * 0.6 ** torch.arange(layers)[:, None] * dice.uniform(0.6, 1.4, num, layers, waves)
+    period = coarsest[:, None, None] * 0.5 ** torch.arange(layers)[:, None] * dice.uniform(0.6, 1.4, num, layers, waves)
     direction = normalize(dice.normal(num, layers, waves, 3), dim=-1)
-    count = torch.tensor([1, 2, waves])[torch.randint(3, (num, layers, 1), generator=dice.generator)]
-    count[:, :3] = waves
+    count = torch.tensor([1, 2, waves, waves])[torch.randint(4, (num, layers, 1), generator=dice.generator)]
+    count[:, :2] = waves
     return Texture(
         base=dice.uniform(0.35, 0.7, num, 3),
         tint=0.12 * dice.normal(num, layers, 1).sign() + 0.07 * dice.normal(num, layers, 3),
@@ -357,7 +360,7 @@ def _pixel_grid(height: int, width: int) -> Tensor:
 
 
 def _rays(pixels: Tensor, intrinsics: Tensor) -> Tensor:
-    """[..., 3] camera-frame directions through ``pixels`` [..., 2] with z = 1, so that distance along them is z-depth."""
+    """[..., 3] camera-frame directions through ``pixels`` [..., 2] with z = 1: distance along them is z-depth."""
     return pad((pixels - intrinsics[:2, 2]) / intrinsics.diagonal()[:2], (0, 1), value=1.0)
 
 
@@ -371,7 +374,8 @@ def _rotation(axis_angle: Tensor) -> Tensor:
     x, y, z = axis_angle.unbind(-1)
     zero = torch.zeros_like(x)
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1)
-    return torch.linalg.matrix_exp(skew.unflatten(-1, (3, 3)))
+    rotation: Tensor = torch.linalg.matrix_exp(skew.reshape(*axis_angle.shape, 3))
+    return rotation
 
 
 def _rigid(rotation: Tensor, translation: Tensor) -> Tensor:

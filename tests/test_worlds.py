@@ -1,0 +1,324 @@
+"""The rendered worlds are the truth that other tests rest on, so they are checked against themselves here."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pair_predictions import synthetic_predictions
+from scipy.spatial.transform import Rotation
+from trajectory_metrics import ate, rpe_rotation_deg, static_absrel, umeyama_sim3
+
+from easi3r.demo.worlds import Clip, World, make_world, render
+
+Array = NDArray[Any]
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module", params=SEEDS)
+def clip(request: pytest.FixtureRequest) -> Clip:
+    return render(make_world(request.param))
+
+
+@pytest.fixture(scope="module")
+def twin(clip: Clip) -> Clip:
+    return render(clip.world, frozen=True)
+
+
+def pixel_grid(clip: Clip) -> Array:
+    height, width = clip.depth.shape[1:]
+    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float64)
+
+
+def reproject(clip: Clip, i: int, j: int) -> tuple[Array, Array]:
+    """Pixels [H, W, 2] and z-depth [H, W] in frame j of frame i's depth, by the camera matrices alone."""
+    homogeneous = np.concatenate([pixel_grid(clip), np.ones((*clip.depth.shape[1:], 1))], axis=-1)
+    points = homogeneous @ np.linalg.inv(clip.intrinsics[i]).T * clip.depth[i, ..., None]
+    i_to_j = np.linalg.inv(clip.camera_to_world[j]) @ clip.camera_to_world[i]
+    projected = (points @ i_to_j[:3, :3].T + i_to_j[:3, 3]) @ clip.intrinsics[j].T
+    return projected[..., :2] / projected[..., 2:], projected[..., 2]
+
+
+def sample(image: Array, pixels: Array) -> Array:
+    x, y = np.moveaxis(pixels.astype(np.float32), -1, 0)
+    return cv2.remap(image.astype(np.float32), x, y, cv2.INTER_LINEAR)
+
+
+def away_from_edges(clip: Clip, frame: int) -> Array:
+    """True where all of the 5 x 5 pixels around belong to one object."""
+    ids = clip.object_ids[frame].astype(np.uint8)
+    return np.asarray(cv2.erode(ids, np.ones((5, 5))) == cv2.dilate(ids, np.ones((5, 5))))
+
+
+def differing(world: World, other: World) -> list[str]:
+    tensors = {**vars(world), **vars(world.texture)}
+    others = {**vars(other), **vars(other.texture)}
+    return [key for key, value in tensors.items() if isinstance(value, torch.Tensor) and not value.equal(others[key])]
+
+
+# --- clips ---------------------------------------------------------------------------------------------------------
+
+
+def test_shapes_and_conventions(clip: Clip) -> None:
+    n, height, width = 12, 96, 128
+    assert clip.images.shape == (n, height, width, 3) and clip.images.dtype == np.uint8
+    assert clip.depth.shape == (n, height, width) and clip.depth.dtype == np.float32
+    assert clip.camera_to_world.shape == (n, 4, 4) and clip.intrinsics.shape == (n, 3, 3)
+    assert clip.object_ids.shape == clip.dynamic_mask.shape == (n, height, width)
+    np.testing.assert_allclose(clip.intrinsics[:, :2, 2], [[(width - 1) / 2, (height - 1) / 2]] * n)
+    rotation = clip.camera_to_world[:, :3, :3]
+    np.testing.assert_allclose(rotation @ rotation.swapaxes(1, 2), np.tile(np.eye(3), (n, 1, 1)), atol=1e-12)
+    np.testing.assert_allclose(np.linalg.det(rotation), 1)
+    assert (rotation[:, 1, 1] > 0.9).all(), "the camera's y axis points down, and so does the world's"
+
+
+def test_static_flow_is_what_the_cameras_say(clip: Clip) -> None:
+    for i, j in [(0, 1), (0, 11), (7, 2)]:
+        flow, visible = clip.flow(i, j)
+        static = visible & ~clip.dynamic_mask[i]
+        assert static.mean() > 0.3
+        expected = reproject(clip, i, j)[0] - pixel_grid(clip)
+        np.testing.assert_allclose(flow[static], expected[static], atol=1e-3)
+        np.testing.assert_allclose(clip.flow(i, j, camera_only=True)[0], expected, atol=1e-3)
+
+
+def test_colours_travel_with_the_flow(clip: Clip) -> None:
+    for i, j in [(4, 5), (2, 5)]:
+        flow, visible = clip.flow(i, j)
+        error = np.abs(sample(clip.images[j], pixel_grid(clip) + flow) - clip.images[i]).mean(-1)
+        unmoved = np.abs(sample(clip.images[j], pixel_grid(clip)) - clip.images[i]).mean(-1)
+        inner = visible & away_from_edges(clip, i)
+        for region in (inner & ~clip.dynamic_mask[i], inner & clip.dynamic_mask[i]):
+            assert np.median(error[region]) < 6
+            assert np.median(error[region]) < 0.5 * np.median(unmoved[region])
+
+
+def test_depths_of_two_frames_are_one_surface(clip: Clip) -> None:
+    for i, j in [(4, 5), (1, 9)]:
+        pixels, depth = reproject(clip, i, j)
+        _, visible = clip.flow(i, j)
+        near = np.clip(pixels.round().astype(int), 0, np.array([127, 95]))
+        inner = away_from_edges(clip, j)[near[..., 1], near[..., 0]]
+        region = visible & away_from_edges(clip, i) & inner & ~clip.dynamic_mask[i]
+        error = np.abs(sample(clip.depth[j], pixels) - depth)[region] / depth[region]
+        assert region.mean() > 0.3
+        assert np.median(error) < 1e-3 and np.percentile(error, 99) < 0.02
+
+
+def test_hidden_pixels_are_nearer_in_the_other_frame(clip: Clip) -> None:
+    i, j = 0, 11
+    flow, visible = clip.flow(i, j)
+    pixels, depth = reproject(clip, i, j)
+    inside = ((pixels >= 0) & (pixels <= [127, 95])).all(-1)
+    hidden = inside & ~visible & ~clip.dynamic_mask[i]
+    assert hidden.any()
+    assert (sample(clip.depth[j], pixels)[hidden] < depth[hidden] * 1.001).mean() > 0.95
+    assert not (
+        visible & ~((pixel_grid(clip) + flow > -0.01) & (pixel_grid(clip) + flow < [127.01, 95.01])).all(-1)
+    ).any()
+
+
+def test_a_frame_flows_to_itself_unchanged(clip: Clip) -> None:
+    flow, visible = clip.flow(3, 3)
+    assert visible.mean() > 0.999 and np.abs(flow[visible]).max() < 1e-4
+
+
+def test_dynamic_mask_is_where_the_objects_move(clip: Clip) -> None:
+    for i, j in [(0, 11), (5, 8)]:
+        own = np.linalg.norm(clip.flow(i, j)[0] - clip.flow(i, j, camera_only=True)[0], axis=-1)
+        assert own[~clip.dynamic_mask[i]].max() < 1e-4
+        assert (own[clip.dynamic_mask[i]] > 1e-2).mean() > 0.99
+
+
+def test_the_frozen_twin_has_the_same_cameras_and_no_motion(clip: Clip, twin: Clip) -> None:
+    np.testing.assert_array_equal(twin.camera_to_world, clip.camera_to_world)
+    assert not twin.dynamic_mask.any()
+    assert twin.mover_mask.any(), "the movers are still there"
+    for i, j in [(0, 11), (4, 5)]:
+        np.testing.assert_allclose(twin.flow(i, j)[0], reproject(twin, i, j)[0] - pixel_grid(twin), atol=1e-3)
+    static = ~(clip.mover_mask | twin.mover_mask)
+    np.testing.assert_allclose(clip.depth[static], twin.depth[static])
+
+
+def test_the_twin_holds_the_movers_where_the_clip_has_them_at_half_time() -> None:
+    world = make_world(4, num_frames=5)
+    clip, twin = render(world), render(world, frozen=True)
+    np.testing.assert_array_equal(twin.images[2], clip.images[2])
+    assert (twin.images[0] != clip.images[0]).any()
+
+
+# --- worlds --------------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_is_a_world() -> None:
+    assert differing(make_world(7), make_world(7)) == []
+    torch.manual_seed(0)  # the global generator has no say
+    clip, again = render(make_world(7), 64, 48), render(make_world(7), 64, 48)
+    for field in fields(clip):
+        if field.name != "world":
+            np.testing.assert_array_equal(getattr(clip, field.name), getattr(again, field.name))
+    assert "light" in differing(make_world(7), make_world(8))
+
+
+def test_more_frames_sample_the_same_walk() -> None:
+    coarse, fine = make_world(3, num_frames=4), make_world(3, num_frames=7)
+    np.testing.assert_allclose(coarse.camera_to_world, fine.camera_to_world[::2], atol=1e-12)
+    np.testing.assert_allclose(coarse.object_to_world, fine.object_to_world[::2], atol=1e-12)
+
+
+@pytest.mark.parametrize("num_movers", [1, 2, 3])
+def test_cameras_stay_clear_of_objects_and_walls(num_movers: int) -> None:
+    for seed in range(50):
+        world = make_world(seed, num_movers=num_movers)
+        position = world.camera_to_world[:, None, :, 3:]  # [n, 1, 4, 1]
+        local = (torch.linalg.inv(world.object_to_world) @ position)[:, :, :3, 0]  # [n, S, 3]
+        unit = local / world.half_extents
+        inside = torch.where(world.is_ellipsoid, unit.norm(dim=-1) <= 1, unit.abs().amax(-1) <= 1)
+        assert inside[:, 0].all(), "in the room"
+        assert not inside[:, 1:].any()
+        assert int(world.moves.sum()) == num_movers
+
+
+def test_moving_pixels_and_walks_are_of_the_promised_size() -> None:
+    clips = [render(make_world(seed), 64, 48, supersample=1) for seed in range(20)]
+    moving = np.array([clip.dynamic_mask.mean() for clip in clips])
+    assert 0.01 < moving.min() and moving.max() < 0.4 and 0.05 < np.median(moving) < 0.3
+    walks = [np.linalg.norm(np.ptp(clip.camera_to_world[:, :3, 3], axis=0)) / np.median(clip.depth) for clip in clips]
+    assert 0.05 < min(walks) and max(walks) < 0.5
+    assert min(clip.depth.min() for clip in clips) > 0.3
+
+
+@pytest.mark.parametrize(("num_frames", "width", "height"), [(1, 128, 96), (2, 37, 53), (3, 1, 1)])
+def test_one_frame_and_odd_sizes(num_frames: int, width: int, height: int) -> None:
+    clip = render(make_world(5, num_frames=num_frames), width, height)
+    assert clip.images.shape == (num_frames, height, width, 3)
+    assert np.isfinite(clip.depth).all() and (clip.depth > 0).all()
+    flow, visible = clip.flow(0, num_frames - 1)
+    assert flow.shape == (height, width, 2) and visible.shape == (height, width)
+
+
+def test_empty_rooms_render() -> None:
+    clip = render(make_world(0, num_movers=0, num_static=0, num_frames=2), 32, 24)
+    assert not clip.object_ids.any() and not clip.dynamic_mask.any()
+
+
+def test_optical_flow_can_follow_the_texture(clip: Clip) -> None:
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis.setFinestScale(0)
+    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in clip.images]
+    flow, visible = clip.flow(5, 6)
+    error = np.linalg.norm(dis.calc(grey[5], grey[6], None) - flow, axis=-1)
+    assert np.median(error[visible & ~clip.dynamic_mask[5]]) < 0.3
+
+
+# --- pair predictions ----------------------------------------------------------------------------------------------
+
+PAIRS = np.array([[0, 1], [3, 0], [2, 5]])
+
+
+def test_predictions_without_noise_are_the_truth(clip: Clip) -> None:
+    for hard in (False, True):
+        predictions = synthetic_predictions(clip, PAIRS, hard=hard, seed=0, noise=0)
+        assert predictions.points_first.dtype == torch.float32
+        assert predictions.points_second.shape == (3, 96, 128, 3)
+        assert (predictions.confidence_first == 8).all() and (predictions.confidence_second == 6).all()
+        for index, (a, b) in enumerate(PAIRS):
+            np.testing.assert_allclose(predictions.points_first[index, ..., 2], clip.depth[a], rtol=1e-6)
+            pixels, depth = reproject(clip, b, a)
+            second = predictions.points_second[index].double().numpy()
+            np.testing.assert_allclose(second[..., 2], depth, rtol=1e-5)
+            projected = second @ clip.intrinsics[a].T
+            np.testing.assert_allclose(projected[..., :2] / projected[..., 2:], pixels, atol=1e-3)
+
+
+def test_easy_noise_is_one_factor_per_point(clip: Clip) -> None:
+    truth, easy = (synthetic_predictions(clip, PAIRS, hard=False, seed=1, noise=noise) for noise in (0, 1))
+    ratio = easy.points_second / truth.points_second
+    np.testing.assert_allclose(ratio[..., 0], ratio[..., 2], rtol=1e-3)
+    for index, (a, b) in enumerate(PAIRS):
+        first, second = (easy.points_first / truth.points_first)[index, ..., 2], ratio[index, ..., 2]
+        pair_scale = np.median(first)
+        assert np.isclose(np.median(second), pair_scale, rtol=0.01), "both views share the pair's scale"
+        for factor, moving in ((first, clip.dynamic_mask[a]), (second, clip.dynamic_mask[b])):
+            factor = np.asarray(factor / pair_scale)
+            assert np.isclose(factor[~moving].std(), 0.02, atol=0.002)
+            assert 0.15 < (np.abs(factor[moving] - 1) > 0.08).mean() < 0.35
+    assert torch.unique(ratio.flatten(1).median(dim=1).values).numel() == len(PAIRS)
+
+
+def test_hard_noise_turns_the_second_camera_and_bends_the_points(clip: Clip) -> None:
+    pairs = np.tile([[0, 6]], (40, 1))
+    truth, easy, hard = (
+        synthetic_predictions(clip, pairs, hard=is_hard, seed=2, noise=noise)
+        for is_hard, noise in ((False, 0), (False, 1), (True, 1))
+    )
+    smooth = (hard.points_first / easy.points_first)[..., 2]
+    assert 0.02 < smooth.log().std() < 0.08
+    assert smooth.diff(dim=-1).abs().max() < 0.02, "smooth"
+    angles, shifts = [], []
+    static = ~clip.dynamic_mask[6]
+    for index in range(len(pairs)):
+        bearings = torch.nn.functional.normalize(hard.points_second[index], dim=-1).numpy()[static]
+        _, rotation, _ = umeyama_sim3(
+            truth.points_second[index].numpy()[static], hard.points_second[index].numpy()[static]
+        )
+        angles.append(np.rad2deg(Rotation.from_matrix(rotation).magnitude()))
+        shifts.append(bearings.mean(0))
+    assert 1 < np.sqrt(np.mean(np.square(angles))) < 6
+    assert np.std(shifts, axis=0).min() > 0.005
+
+
+def test_predictions_repeat_with_their_seed(clip: Clip) -> None:
+    one, same, other = (synthetic_predictions(clip, PAIRS, hard=True, seed=seed) for seed in (3, 3, 4))
+    assert one.points_second.equal(same.points_second) and not one.points_second.equal(other.points_second)
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------
+
+
+def moved_by(poses: Array, scale: float, rotation: Array, translation: Array) -> Array:
+    moved = poses.copy()
+    moved[:, :3, :3] = rotation @ poses[:, :3, :3]
+    moved[:, :3, 3] = scale * poses[:, :3, 3] @ rotation.T + translation
+    return moved
+
+
+def test_a_similarity_costs_nothing(clip: Clip) -> None:
+    rotation = Rotation.from_rotvec([0.3, -1.0, 2.0]).as_matrix()
+    translation = np.array([5.0, -2.0, 1.0])
+    poses = clip.camera_to_world
+    moved = moved_by(poses, 2.5, rotation, translation)
+    scale, found, offset = umeyama_sim3(poses[:, :3, 3], moved[:, :3, 3])
+    assert np.isclose(scale, 2.5)
+    np.testing.assert_allclose(found, rotation, atol=1e-9)
+    np.testing.assert_allclose(offset, translation, atol=1e-9)
+    assert ate(moved, poses) < 1e-12 and rpe_rotation_deg(moved, poses) < 1e-6
+
+
+def test_metrics_of_known_errors(clip: Clip) -> None:
+    square = np.tile(np.eye(4), (4, 1, 1))
+    square[:, :3, 3] = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
+    bent = square.copy()
+    bent[:, 2, 3] = [0.1, -0.1, 0.1, -0.1]  # no similarity helps: the RMSE is 0.1 but for the best scale
+    assert np.isclose(ate(bent, square), 0.1 / 3, rtol=0.03)
+
+    turned = square.copy()
+    turned[2:, :3, :3] = Rotation.from_rotvec([0, np.deg2rad(3), 0]).as_matrix()
+    assert np.isclose(rpe_rotation_deg(turned, square), 3 / np.sqrt(3))
+
+    static = ~clip.dynamic_mask
+    noisy = np.where(np.indices(clip.depth.shape).sum(0) % 2, 1.1, 1.0) * clip.depth
+    spoilt = np.where(clip.dynamic_mask, 99.0, clip.depth)
+    assert static_absrel(3 * spoilt, clip.depth, static) < 1e-7
+    assert 0.03 < static_absrel(noisy, clip.depth, static) < 0.06
+
+
+def test_umeyama_never_mirrors() -> None:
+    points = np.random.default_rng(0).normal(size=(20, 3))
+    _, rotation, _ = umeyama_sim3(points, points * [1, 1, -1])
+    assert np.isclose(np.linalg.det(rotation), 1)
