@@ -66,7 +66,7 @@ class AlignmentSettings:
     iterations: int = 300
     learning_rate: float = 0.01
     final_learning_rate: float = 1e-3
-    shared_focal: bool = True
+    shared_focal: bool = True  # False: one focal length per frame
     flow_weight: float = 0.01
     flow_start: float = 0.1  # fraction of the iterations before the flow term joins
     flow_ignore_px: float = 50.0  # residuals above are left out
@@ -125,22 +125,25 @@ OPTIONS: dict[str, str] = {  # short name -> dotted name; the keywords and flags
     "device": "device",
 }
 
-_POSITIVE = (
-    "frames.fps frames.stride frames.max_frames frames.image_size pairs.window pairs.stride motion.clusters "
-    "flow.max_inconsistency_px alignment.iterations alignment.learning_rate alignment.final_learning_rate batch_size"
-).split()
-_NOT_NEGATIVE = (
-    "frames.start frames.end pairs.reference alignment.flow_weight alignment.flow_start alignment.flow_ignore_px "
-    "alignment.flow_drop_px alignment.smoothness_weight seed"
-).split()
+ZERO_ALLOWED = {  # every other number must be greater than 0
+    "frames.start",
+    "frames.end",
+    "pairs.reference",
+    "alignment.flow_weight",
+    "alignment.flow_start",
+    "alignment.smoothness_weight",
+    "seed",
+}
 
 
 def check_ranges(settings: Settings) -> None:
     """Raise ConfigError for a value that is of the right type and still impossible."""
-    for path in _POSITIVE + _NOT_NEGATIVE:
+    for path in setting_names():
         value = get_setting(settings, path)
-        if isinstance(value, (int, float)) and not (value > 0 if path in _POSITIVE else value >= 0):
-            bound = "greater than 0" if path in _POSITIVE else "0 or greater"
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if value < 0 or (value == 0 and path not in ZERO_ALLOWED):
+            bound = "0 or greater" if path in ZERO_ALLOWED else "greater than 0"
             raise ConfigError(f"{path} is {value}, but it must be {bound}.")
     frames = settings.frames
     if frames.start is not None and frames.end is not None and frames.end <= frames.start:
@@ -158,20 +161,10 @@ def get_setting(settings: Settings, path: str) -> Any:
 def setting_names() -> list[str]:
     """All dotted names, in the order of the dataclasses."""
     names: list[str] = []
-    for entry in dataclasses.fields(Settings):
-        default = getattr(Settings(), entry.name)
-        if dataclasses.is_dataclass(default):
-            names += [f"{entry.name}.{inner.name}" for inner in dataclasses.fields(default)]
-        else:
-            names.append(entry.name)
+    for name, kind in typing.get_type_hints(Settings).items():
+        is_group = dataclasses.is_dataclass(kind)
+        names += [f"{name}.{inner.name}" for inner in dataclasses.fields(kind)] if is_group else [name]
     return names
-
-
-def setting_type(path: str) -> Any:
-    """The annotation of ``group.name``, for help texts and conversion."""
-    *groups, name = path.split(".")
-    owner = getattr(Settings(), groups[0]) if groups else Settings()
-    return typing.get_type_hints(type(owner))[name]
 
 
 def load_settings(path: str | Path) -> Settings:
@@ -238,7 +231,9 @@ def _choices(annotation: Any) -> list[Any]:
 
 
 def _spelling(choice: Any) -> str:
-    return "" if isinstance(choice, type) and choice is not type(None) else "none" if choice is type(None) else str(choice)
+    return (
+        "" if isinstance(choice, type) and choice is not type(None) else "none" if choice is type(None) else str(choice)
+    )
 
 
 def _as_type(value: Any, kind: type) -> Any:
@@ -254,4 +249,4 @@ def _as_type(value: Any, kind: type) -> Any:
         return None
     if kind is int and not isinstance(value, str) and converted != value:
         return None
-    return converted if kind is str or converted == converted and abs(converted) != float("inf") else None
+    return converted if kind is str or (converted == converted and abs(converted) != float("inf")) else None

@@ -42,7 +42,9 @@ def make_masks(dynamic_map: Array, labels: Array, patch_size: int) -> DynamicMas
     Returns score and mask at [n, h * patch_size, w * patch_size].  A map without any variation gives empty masks.
     """
     smoothed = torch.from_numpy(smooth_by_cluster(dynamic_map, labels))
-    score = F.interpolate(smoothed[:, None], scale_factor=patch_size, mode="bilinear", align_corners=False)[:, 0].numpy()
+    score = F.interpolate(smoothed[:, None], scale_factor=patch_size, mode="bilinear", align_corners=False)[
+        :, 0
+    ].numpy()
     threshold = best_multi_otsu(score)
     mask = np.zeros(score.shape, dtype=bool) if threshold is None else score > threshold
     return DynamicMasks(score.clip(0, 1), mask, threshold)

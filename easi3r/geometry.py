@@ -28,7 +28,7 @@ def unproject(depth: Array, intrinsics: Array) -> Array:
 def transform(points: Array, matrix: Array) -> Array:
     """Apply [..., 4, 4] to points [..., H, W, 3]."""
     rotation, translation = matrix[..., :3, :3], matrix[..., None, None, :3, 3]
-    return np.einsum("...ij,...hwj->...hwi", rotation, points) + translation
+    return np.asarray(np.einsum("...ij,...hwj->...hwi", rotation, points)) + translation
 
 
 def invert_rigid(matrix: Array) -> Array:

@@ -47,11 +47,18 @@ class Attend(nn.Module):
 class Site(Protocol):
     """One place in one layer; both methods register forward hooks and return handles that remove them."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Dotted path inside the network."""
+        ...
 
-    def observe(self, observer: Observer) -> RemovableHandle: ...
+    def observe(self, observer: Observer) -> RemovableHandle:
+        """Call ``observer`` with queries and keys whenever this site runs."""
+        ...
 
-    def cut(self, query_mask: Tensor, key_mask: Tensor, reached: Callable[[], None]) -> RemovableHandle: ...
+    def cut(self, query_mask: Tensor, key_mask: Tensor, reached: Callable[[], None]) -> RemovableHandle:
+        """Zero the weights from masked queries [B, Nq] to masked keys [B, Nk]; ``reached`` is called each time."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,9 @@ def find_sites(network: nn.Module, location: str) -> list[Site]:
     blocks = list(getattr(network, blocks_name, ()))
     if not blocks:
         raise HookError(f"{type(network).__name__} has no {blocks_name!r}; expected a list of decoder blocks there.")
-    return [_site(f"{blocks_name}.{i}.{attention_name}", getattr(b, attention_name, None)) for i, b in enumerate(blocks)]
+    return [
+        _site(f"{blocks_name}.{i}.{attention_name}", getattr(b, attention_name, None)) for i, b in enumerate(blocks)
+    ]
 
 
 def _site(name: str, attention: Any) -> Site:

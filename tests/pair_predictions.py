@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from easi3r.demo.worlds import Clip
+from easi3r.demo.rendering import Clip
 from easi3r.structures import PairPredictions
 
 Array = NDArray[Any]

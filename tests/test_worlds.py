@@ -14,7 +14,8 @@ from pair_predictions import synthetic_predictions
 from scipy.spatial.transform import Rotation
 from trajectory_metrics import ate, rpe_rotation_deg, static_absrel, umeyama_sim3
 
-from easi3r.demo.worlds import Clip, World, make_world, render
+from easi3r.demo.rendering import Clip, render
+from easi3r.demo.worlds import World, make_world
 
 Array = NDArray[Any]
 SEEDS = (0, 1, 2)
@@ -44,9 +45,9 @@ def reproject(clip: Clip, i: int, j: int) -> tuple[Array, Array]:
     return projected[..., :2] / projected[..., 2:], projected[..., 2]
 
 
-def sample(image: Array, pixels: Array) -> Array:
+def sample(image: Array, pixels: Array, interpolation: int = cv2.INTER_LINEAR) -> Array:
     x, y = np.moveaxis(pixels.astype(np.float32), -1, 0)
-    return cv2.remap(image.astype(np.float32), x, y, cv2.INTER_LINEAR)
+    return cv2.remap(image.astype(np.float32), x, y, interpolation, borderMode=cv2.BORDER_REPLICATE)
 
 
 def away_from_edges(clip: Clip, frame: int) -> Array:
@@ -90,11 +91,14 @@ def test_static_flow_is_what_the_cameras_say(clip: Clip) -> None:
 def test_colours_travel_with_the_flow(clip: Clip) -> None:
     for i, j in [(4, 5), (2, 5)]:
         flow, visible = clip.flow(i, j)
-        error = np.abs(sample(clip.images[j], pixel_grid(clip) + flow) - clip.images[i]).mean(-1)
-        unmoved = np.abs(sample(clip.images[j], pixel_grid(clip)) - clip.images[i]).mean(-1)
+        here, there = pixel_grid(clip), pixel_grid(clip) + flow
+        error = np.abs(sample(clip.images[j], there, cv2.INTER_CUBIC) - clip.images[i]).mean(-1)
+        unmoved = np.abs(sample(clip.images[j], here) - clip.images[i]).mean(-1)
         inner = visible & away_from_edges(clip, i)
-        for region in (inner & ~clip.dynamic_mask[i], inner & clip.dynamic_mask[i]):
-            assert np.median(error[region]) < 6
+        # Movers turn in the light: their shade changes a little from frame to frame.
+        for moving, limit in ((False, 4.0), (True, 4.0 * (j - i))):
+            region = inner & (clip.dynamic_mask[i] == moving)
+            assert np.median(error[region]) < limit
             assert np.median(error[region]) < 0.5 * np.median(unmoved[region])
 
 
@@ -187,9 +191,9 @@ def test_cameras_stay_clear_of_objects_and_walls(num_movers: int) -> None:
 def test_moving_pixels_and_walks_are_of_the_promised_size() -> None:
     clips = [render(make_world(seed), 64, 48, supersample=1) for seed in range(20)]
     moving = np.array([clip.dynamic_mask.mean() for clip in clips])
-    assert 0.01 < moving.min() and moving.max() < 0.4 and 0.05 < np.median(moving) < 0.3
+    assert moving.min() > 0.01 and moving.max() < 0.4 and 0.05 < np.median(moving) < 0.3
     walks = [np.linalg.norm(np.ptp(clip.camera_to_world[:, :3, 3], axis=0)) / np.median(clip.depth) for clip in clips]
-    assert 0.05 < min(walks) and max(walks) < 0.5
+    assert min(walks) > 0.05 and max(walks) < 0.5
     assert min(clip.depth.min() for clip in clips) > 0.3
 
 
@@ -263,14 +267,13 @@ def test_hard_noise_turns_the_second_camera_and_bends_the_points(clip: Clip) -> 
     angles, shifts = [], []
     static = ~clip.dynamic_mask[6]
     for index in range(len(pairs)):
-        bearings = torch.nn.functional.normalize(hard.points_second[index], dim=-1).numpy()[static]
-        _, rotation, _ = umeyama_sim3(
-            truth.points_second[index].numpy()[static], hard.points_second[index].numpy()[static]
-        )
+        points, true_points = (p.points_second[index].double().numpy()[static] for p in (hard, truth))
+        scale, rotation, translation = umeyama_sim3(true_points, points)
         angles.append(np.rad2deg(Rotation.from_matrix(rotation).magnitude()))
-        shifts.append(bearings.mean(0))
-    assert 1 < np.sqrt(np.mean(np.square(angles))) < 6
-    assert np.std(shifts, axis=0).min() > 0.005
+        shifts.append(translation / scale)
+    # The pose errors, and what a fit to the bent points adds to them.
+    assert 1.5 < np.sqrt(np.mean(np.square(angles))) < 5
+    assert 0.1 < np.linalg.norm(np.std(shifts, axis=0)) < 1.5
 
 
 def test_predictions_repeat_with_their_seed(clip: Clip) -> None:

@@ -22,7 +22,7 @@ MIN_DEPTH = 1e-3  # relative to the scene's median
 
 @dataclass(frozen=True)
 class Start:
-    """Cameras and depths in one world whose unit makes the geometric mean of the pair scales 1."""
+    """Cameras and depths in one world whose unit is the median depth."""
 
     camera_to_world: Tensor  # [n, 4, 4]
     focal_px: Tensor  # [n]
@@ -49,7 +49,7 @@ def initialise(observations: Observations, *, shared_focal: bool) -> Start:
         poses[i, :3, :3], poses[i, :3, 3] = pose
     depth = torch.einsum("nj,njp->np", poses[:, :3, 2], world - poses[:, :3, 3:])
     depth = depth.clamp(min=MIN_DEPTH * float(depth.abs().median()) + 1e-12)
-    unit = scale.log().mean().exp()
+    unit = depth.median()  # so that weights and learning rates mean the same for every scene
     poses[:, :3, 3] /= unit
     return Start(poses, focal, depth / unit, rotation, translation / unit, scale / unit)
 
@@ -126,9 +126,7 @@ def _tree_walk(
     return [(known, new, strongest[min(known, new), max(known, new)]) for known, new in walk]
 
 
-def pose_by_pnp(
-    world: Tensor, weight: Tensor, focal_px: float, size: tuple[int, int]
-) -> tuple[Tensor, Tensor] | None:
+def pose_by_pnp(world: Tensor, weight: Tensor, focal_px: float, size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
     """Camera-to-world rotation [3, 3] and translation [3] from world points [3, N] of a frame's pixels.
 
     RANSAC-PnP on the more confident half of the pixels; None where too few of them agree.

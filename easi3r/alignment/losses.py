@@ -47,7 +47,9 @@ def point_loss(world: World, camera_points: Tensor, observations: Observations, 
     """
     points = torch.baddbmm(world.translation[..., None], world.rotation, camera_points)
     matrix = (world.pair_scale[:, None, None] * world.pair_rotation)[observations.pair]
-    total: Tensor = _WeightedDistance.apply(points, matrix, world.pair_translation[observations.pair], observations, weight)
+    total: Tensor = _WeightedDistance.apply(
+        points, matrix, world.pair_translation[observations.pair], observations, weight
+    )
     return 2 * total / weight.numel()
 
 
@@ -102,9 +104,7 @@ def flow_targets(flow: PairFlow, dynamic_mask: Array) -> FlowTargets:
     return FlowTargets(first, second, moved, usable, rows_by_value(first, len(dynamic_mask)))
 
 
-def flow_loss(
-    world: World, camera_points: Tensor, targets: FlowTargets, *, ignore_px: float, drop_px: float
-) -> Tensor:
+def flow_loss(world: World, camera_points: Tensor, targets: FlowTargets, *, ignore_px: float, drop_px: float) -> Tensor:
     """Smooth-L1 between the flow that depths and cameras induce and the estimated one, in pixels.
 
     Residuals above ``ignore_px`` are left out; zero if the mean exceeds ``drop_px`` or nothing is left (MonST3R,
@@ -173,4 +173,5 @@ def smoothness_loss(world: World) -> Tensor:
     rotation = world.rotation[:-1].transpose(1, 2) @ world.rotation[1:]
     identity = torch.eye(3).to(rotation)
     step = world.rotation[:-1].transpose(1, 2) @ (world.translation[1:] - world.translation[:-1])[..., None]
-    return ((rotation - identity).flatten(1).norm(dim=1) + step[..., 0].norm(dim=1)).mean()
+    loss: Tensor = ((rotation - identity).flatten(1).norm(dim=1) + step[..., 0].norm(dim=1)).mean()
+    return loss

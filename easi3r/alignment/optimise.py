@@ -18,7 +18,7 @@ FOCAL_RATE = 0.05  # a log-focal step is this much of the learning rate: focal a
 
 
 class Unknowns(nn.Module):
-    """Everything that is solved for.  The geometric mean of the pair scales is held at 1."""
+    """Everything that is solved for.  The geometric mean of the pair scales is held at its start (the world's unit)."""
 
     def __init__(self, start: Start, size: tuple[int, int], *, shared_focal: bool) -> None:
         super().__init__()
@@ -32,6 +32,7 @@ class Unknowns(nn.Module):
         self.pair_quaternion = nn.Parameter(roma.rotmat_to_unitquat(start.pair_rotation))
         self.pair_translation = nn.Parameter(start.pair_translation.clone())
         self.pair_log_scale = nn.Parameter(start.pair_scale.log())
+        self.mean_log_scale = float(self.pair_log_scale.mean())
 
     def world(self) -> World:
         return World(
@@ -41,7 +42,7 @@ class Unknowns(nn.Module):
             depth=self.log_depth.exp(),
             pair_rotation=_rotation(self.pair_quaternion),
             pair_translation=self.pair_translation,
-            pair_scale=(self.pair_log_scale - self.pair_log_scale.mean()).exp(),
+            pair_scale=(self.pair_log_scale - self.pair_log_scale.mean() + self.mean_log_scale).exp(),
             size=self.size,
         )
 
@@ -72,7 +73,11 @@ def align(
     if settings.method == "published":
         targets = None
         if flow is not None and settings.flow_weight > 0 and num_frames > 1:
-            mask = np.zeros(flow.valid.shape[1:], bool)[None].repeat(num_frames, 0) if dynamic_mask is None else dynamic_mask
+            mask = (
+                np.zeros(flow.valid.shape[1:], bool)[None].repeat(num_frames, 0)
+                if dynamic_mask is None
+                else dynamic_mask
+            )
             targets = flow_targets(flow, mask)
         optimise(unknowns, observations, targets, settings, progress, device)
     return _answer(unknowns, observations)
@@ -103,7 +108,7 @@ def optimise(
             )
         if settings.smoothness_weight > 0 and observations.num_frames > 1:
             loss = loss + settings.smoothness_weight * smoothness_loss(world)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
     unknowns.to("cpu")
 

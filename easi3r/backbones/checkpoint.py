@@ -74,7 +74,7 @@ def load_checkpoint(name: str | Path) -> tuple[Dust3r, CheckpointInfo]:
         arguments, tensors, file = _read_folder(path)
     elif path.is_file():
         arguments, tensors, file = _read_pth(path)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not path.suffix == ".pth" and not path.parent.is_dir():
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and path.suffix != ".pth" and not path.parent.is_dir():
         arguments, tensors, file = _read_folder(_download(str(name)))
     else:
         raise CheckpointError(
@@ -205,7 +205,7 @@ def _literal(node: ast.expr) -> Any:
 def _read_pth(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
     # a training file keeps its best score as a NumPy scalar; these few names rebuild one and can do nothing else
     scalar = np.float64(0).__reduce__()[0]
-    safe = [argparse.Namespace, scalar, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
+    safe: list[Any] = [argparse.Namespace, scalar, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
     try:
         with torch.serialization.safe_globals(safe):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -233,7 +233,9 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]
     config_file, tensor_file = folder / "config.json", folder / "model.safetensors"
     for file in (config_file, tensor_file):
         if not file.is_file():
-            raise CheckpointError(f"The folder {folder} has no {file.name}; expected config.json and model.safetensors.")
+            raise CheckpointError(
+                f"The folder {folder} has no {file.name}; expected config.json and model.safetensors."
+            )
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

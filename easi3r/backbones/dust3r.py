@@ -57,6 +57,8 @@ class PointmapPair:
 
 
 class PatchEmbed(nn.Module):
+    """Images [B, 3, H, W] -> tokens [B, N, C], row-major."""
+
     def __init__(self, dim: int, patch_size: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)

@@ -39,6 +39,8 @@ class LinearHead(nn.Module):
 
 
 class ResidualConvUnit(nn.Module):
+    """Two convolutions around a skip connection, same shape in and out."""
+
     def __init__(self, features: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(features, features, 3, padding=1)
@@ -66,6 +68,8 @@ class FusionBlock(nn.Module):
 
 
 class DptScratch(nn.Module):
+    """Brings four levels to one width and fuses them from coarse to fine."""
+
     def __init__(self, level_dims: tuple[int, ...], features: int) -> None:
         super().__init__()
         for level, dim in enumerate(level_dims, start=1):
@@ -90,7 +94,7 @@ class Dpt(nn.Module):
 
     def __init__(self, level_inputs: tuple[int, ...]) -> None:
         super().__init__()
-        a, b, c, d = self.LEVEL_DIMS
+        a, b, _, d = self.LEVEL_DIMS
         to_a, to_b, to_c, to_d = (
             nn.Conv2d(dim, out, 1) for dim, out in zip(level_inputs, self.LEVEL_DIMS, strict=True)
         )

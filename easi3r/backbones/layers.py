@@ -36,12 +36,13 @@ class RotaryTable:
         """[B, heads, N, head_dim] -> the same, rotated by each token's position."""
         first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)
         turned = torch.stack([-second, first], dim=-2).flatten(-3)
-        return x * self.cos.to(x.dtype) + turned * self.sin.to(x.dtype)
+        rotated: Tensor = x * self.cos.to(x.dtype) + turned * self.sin.to(x.dtype)
+        return rotated
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """[B, N, C] -> [B, heads, N, C / heads]."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:2], num_heads, -1).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -50,6 +51,8 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
+    """Multi-head attention of tokens x [B, N, C] to themselves."""
+
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -63,6 +66,8 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
+    """Queries from x [B, N, C], keys and values from the other view's y."""
+
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -80,6 +85,8 @@ class CrossAttention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Two layers, exact GELU, four times the width between."""
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, 4 * dim)
@@ -90,6 +97,8 @@ class Mlp(nn.Module):
 
 
 class EncoderBlock(nn.Module):
+    """Self-attention and MLP, each behind a LayerNorm and around a skip connection."""
+
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)

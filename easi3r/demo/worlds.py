@@ -1,11 +1,7 @@
-"""Random textured rooms with moving objects, ray-cast with exact depth, cameras, object ids and optical flow.
+"""Random textured rooms with moving objects, as plain tensors; :mod:`easi3r.demo.rendering` looks at them.
 
 World coordinates are metres, axes as OpenCV's (x right, y down, z forward), origin at the room's centre.
-Image coordinates are pixels with the centre of the top-left pixel at (0, 0): u = fx X/Z + cx.
 Surface 0 is the room itself, seen from inside; surfaces 1, 2, ... are the objects in it.
-
->>> clip = render(make_world(seed=0))
->>> flow, visible = clip.flow(0, 3)
 """
 
 from __future__ import annotations
@@ -14,15 +10,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-Array = NDArray[Any]
-
-_NUM_WALLS = 6
+NUM_WALLS = 6
 _VIEW = torch.tensor([1.0, 0.75], dtype=torch.float64)  # objects are placed for a 4:3 picture
 _CHECKED_TIMES = torch.linspace(0, 1, 33, dtype=torch.float64)  # where placement makes sure that nothing collides
 _MIDDLE = 16  # _CHECKED_TIMES[16] is half time
@@ -32,8 +24,8 @@ _MIDDLE = 16  # _CHECKED_TIMES[16] is half time
 class Texture:
     """T solid textures of L layers, from coarse to fine, each made of M waves: one wave gives stripes, many give cells.
 
-    Layer l is ``tanh(sharpness_l sum_m amplitude_lm sin(wave_lm . p + phase_lm))``, tinted, and shows where the layer
-    above it is positive: patches within patches, so that no part of a surface looks like another.
+    Layer l is ``tanh(sharpness_l sum_m amplitude_lm sin(wave_lm . p + phase_lm))``, tinted, and shows most where the
+    layer above it is positive: patches within patches, so that no part of a surface looks like another.
     """
 
     base: Tensor  # [T, 3] RGB in [0, 1]
@@ -79,135 +71,6 @@ class World:
 def _to(record: Texture | World, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
     tensors = {name: value for name, value in vars(record).items() if isinstance(value, Tensor)}
     return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()}
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A rendered world: n frames of H x W pixels and the truth about them."""
-
-    images: Array  # [n, H, W, 3] uint8 RGB
-    depth: Array  # [n, H, W] float32 z-depth at the pixel centres, metres
-    camera_to_world: Array  # [n, 4, 4] float64
-    intrinsics: Array  # [n, 3, 3] float64 pixels, the same for all frames
-    object_ids: Array  # [n, H, W] int64, 0 = room
-    dynamic_mask: Array  # [n, H, W] bool, True = belongs to an object that moves; all False in a frozen twin
-    mover_mask: Array  # [n, H, W] bool, the same, but True in a frozen twin as well
-    object_to_world: Array  # [n, S, 4, 4] float64
-    world: World
-
-    def points(self, frame: int) -> Array:
-        """[H, W, 3] float64 points of ``frame`` in its own camera frame, metres."""
-        rays = _rays(_pixel_grid(*self.depth.shape[1:]), torch.from_numpy(self.intrinsics[frame]))
-        return np.asarray(rays.numpy() * self.depth[frame, ..., None])
-
-    def flow(self, i: int, j: int, *, camera_only: bool = False) -> tuple[Array, Array]:
-        """Exact optical flow: what frame i shows at pixel (x, y) is at (x, y) + flow in frame j.
-
-        Returns [H, W, 2] float32 pixels and [H, W] bool, True where frame j shows that point too: inside the image
-        and not hidden. With ``camera_only`` the objects have stood still since frame i.
-        """
-        height, width = self.depth.shape[1:]
-        cameras, intrinsics = torch.from_numpy(self.camera_to_world), torch.from_numpy(self.intrinsics[j])
-        before = torch.from_numpy(self.object_to_world[i])
-        after = before if camera_only else torch.from_numpy(self.object_to_world[j])
-        ids = torch.from_numpy(self.object_ids[i])
-        i_to_j = torch.linalg.inv(cameras[j]) @ after @ torch.linalg.inv(before) @ cameras[i]  # [S, 4, 4]
-        points = _transform(i_to_j[ids], torch.from_numpy(self.points(i)))
-        pixels = points[..., :2] / points[..., 2:] * intrinsics.diagonal()[:2] + intrinsics[:2, 2]
-
-        hit = trace(self.world.to("cpu", torch.float64), cameras[j], after, _rays(pixels, intrinsics).reshape(-1, 3))
-        depth, surface = hit.depth.reshape(height, width), hit.surface.reshape(height, width)
-        seen = (surface == ids) & ((depth - points[..., 2]).abs() < 1e-3 * depth)
-        last = torch.tensor([width - 1, height - 1])
-        seen &= ((pixels > -1e-3) & (pixels < last + 1e-3)).all(-1)
-        return (pixels - _pixel_grid(height, width)).float().numpy(), seen.numpy()
-
-
-@dataclass(frozen=True)
-class Hit:
-    """Where P rays meet the world first."""
-
-    depth: Tensor  # [P] z-depth, metres
-    surface: Tensor  # [P] int64, 0 = room
-    texture: Tensor  # [P] int64, row of World.texture
-    points: Tensor  # [P, 3] object coordinates, metres
-    normal: Tensor  # [P, 3] object coordinates, unit length, towards the camera's side
-
-
-def trace(world: World, camera_to_world: Tensor, object_to_world: Tensor, rays: Tensor) -> Hit:
-    """First hits of ``rays`` [P, 3] (camera frame, z = 1) from one camera [4, 4], surfaces posed by [S, 4, 4]."""
-    object_from_camera = torch.linalg.inv(object_to_world) @ camera_to_world
-    # In units of its half extents every box is [-1, 1]^3 and every ellipsoid the unit sphere. Rays come last: faster.
-    size = world.half_extents[:, :, None]
-    origin = object_from_camera[:, :3, 3:] / size  # [S, 3, 1]
-    direction = object_from_camera[:, :3, :3] / size @ rays.T  # [S, 3, P]
-
-    a, b, c = direction.square().sum(1), (origin * direction).sum(1), origin.square().sum(1) - 1
-    discriminant = b.square() - a * c
-    sphere = torch.where(discriminant > 0, (-b - discriminant.clamp(min=0).sqrt()) / a, torch.inf)
-
-    inverse = 1 / torch.where(direction.abs() < 1e-12, 1e-12, direction)
-    middle, half = -origin * inverse, inverse.abs()
-    entry, leave = (middle - half).amax(1), (middle + half).amin(1)
-    box = torch.where(entry < leave, entry, torch.inf)
-
-    distance = torch.where(world.is_ellipsoid[:, None], sphere, box)
-    distance[0] = leave[0]  # the camera is inside the room
-    depth, surface = torch.where(distance > 0, distance, torch.inf).min(0)
-
-    unit = origin[surface, :, 0] + depth[:, None] * direction[surface, :, torch.arange(len(rays), device=rays.device)]
-    axis = unit.abs().argmax(-1, keepdim=True)
-    side = unit.gather(-1, axis).sign()
-    face = torch.zeros_like(unit).scatter(-1, axis, torch.where(surface[:, None] == 0, -side, side))
-    normal = torch.where(world.is_ellipsoid[surface, None], unit / world.half_extents[surface], face)
-    wall = (2 * axis + (side > 0)).squeeze(-1)
-    texture = torch.where(surface == 0, wall, surface + _NUM_WALLS - 1)
-    return Hit(depth, surface, texture, unit * world.half_extents[surface], normalize(normal, dim=-1))
-
-
-def shade(world: World, hit: Hit, object_to_world: Tensor, focal_px: float) -> Tensor:
-    """[P, 3] RGB in [0, 1] of what was hit: texture times Lambert's law, half of the light being ambient."""
-    pose = object_to_world[hit.surface]
-    normal = (pose[:, :3, :3] @ hit.normal[:, :, None])[:, :, 0]
-    to_light = normalize(world.light - _transform(pose, hit.points), dim=-1)
-    lambert = (normal * to_light).sum(-1, keepdim=True).clamp(min=0)
-    return world.texture.colour(hit.texture, hit.points, hit.depth / focal_px) * (0.5 + 0.5 * lambert)
-
-
-def render(world: World, width: int = 128, height: int = 96, *, frozen: bool = False, supersample: int = 2) -> Clip:
-    """Render every frame; depth and ids at the pixel centres, colour from ``supersample``^2 rays per pixel in float32.
-
-    ``frozen`` renders the twin without motion: the same cameras, the movers held where they are at half time.
-    """
-    poses = world.middle_to_world.expand_as(world.object_to_world) if frozen else world.object_to_world
-    focal = width / 2 / math.tan(math.radians(world.fov_deg) / 2)
-    intrinsics = torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]).double()
-    rays = _rays(_pixel_grid(height, width), intrinsics).reshape(-1, 3).to(world.light)
-    quick = world.to(world.light.device, torch.float32)
-    steps = (torch.arange(supersample) + 0.5) / supersample - 0.5
-    samples = _pixel_grid(height, width) + torch.cartesian_prod(steps, steps)[:, None, None]  # [supersample^2, H, W, 2]
-    quick_rays = _rays(samples, intrinsics).flatten(1, 2).to(quick.light)
-
-    images, hits = [], []
-    for camera, pose in zip(world.camera_to_world, poses, strict=True):
-        hits.append(trace(world, camera, pose, rays))
-        camera, pose = camera.float(), pose.float()
-        colours = [shade(quick, trace(quick, camera, pose, some), pose, focal) for some in quick_rays]
-        images.append(torch.stack(colours).mean(0).reshape(height, width, 3))
-    depth = torch.stack([hit.depth for hit in hits]).reshape(-1, height, width)
-    ids = torch.stack([hit.surface for hit in hits]).reshape(-1, height, width)
-    movers = world.moves[ids].cpu().numpy()
-    return Clip(
-        images=(torch.stack(images) * 255).round().to(torch.uint8).cpu().numpy(),
-        depth=depth.float().cpu().numpy(),
-        camera_to_world=np.array(world.camera_to_world.double().cpu().numpy()),
-        intrinsics=np.tile(intrinsics.numpy(), (len(images), 1, 1)),
-        object_ids=ids.cpu().numpy(),
-        dynamic_mask=np.zeros_like(movers) if frozen else movers,
-        mover_mask=movers,
-        object_to_world=np.array(poses.double().cpu().numpy()),
-        world=world,
-    )
 
 
 def make_world(
@@ -292,14 +155,14 @@ def _place_object(
     An obstacle is the path of a centre [33, 3] at the checked times and a radius; the object joins them. Returns its
     poses [n, 4, 4], half extents [3] and whether it is an ellipsoid.
     """
-    tries, view = 256, cameras[_MIDDLE]
+    tries, view = 512, cameras[_MIDDLE]
     slope = math.tan(math.radians(fov_deg) / 2) * _VIEW
     ellipsoid, on_floor = (dice.uniform(0, 1, 2) < 0.5).tolist()
     distance = dice.uniform(2.3, 5.0, tries, 1)
-    shrink = 0.985 ** torch.arange(tries)[:, None]  # whatever stands in the way, a late try fits
+    shrink = 0.99 ** torch.arange(tries)[:, None].clamp(max=80)  # in a crowd, the later tries fit
     size = shrink * distance * dice.uniform(0.11, 0.18, tries, 1) * dice.uniform(-0.35, 0.35, tries, 3).exp()
     radius = size.amax(1) if ellipsoid else 0.85 * size.norm(dim=1)
-    middle = _transform(view, torch.cat([distance * slope * dice.uniform(-0.8, 0.8, tries, 2), distance], dim=1))
+    middle = transform(view, torch.cat([distance * slope * dice.uniform(-0.8, 0.8, tries, 2), distance], dim=1))
     if on_floor:
         middle[:, 1] = room[1] - size[:, 1]
     freedom = torch.tensor([1.0, 0.0 if on_floor else 0.3, 0.6])
@@ -309,7 +172,7 @@ def _place_object(
 
     centres, eyes = path[:, : len(_CHECKED_TIMES)], cameras[: len(_CHECKED_TIMES), :3, 3]
     reach = torch.stack([radius, size[:, 1] if on_floor else radius, radius], dim=1)[:, None]
-    seen = _transform(torch.linalg.inv(view), centres)
+    seen = transform(torch.linalg.inv(view), centres)
     gaps = [
         (room + 1e-9 - reach - centres.abs()).amin((1, 2)),
         (0.9 * slope * seen[..., 2:] - seen[..., :2].abs()).amin((1, 2)),
@@ -317,13 +180,12 @@ def _place_object(
     ]
     for other, other_radius in obstacles:
         gaps.append((centres - other).norm(dim=-1).amin(1) - radius - other_radius)
-        other_seen = _transform(torch.linalg.inv(view), other[_MIDDLE])
+        other_seen = transform(torch.linalg.inv(view), other[_MIDDLE])
+        # Neither hides the other: their pictures overlap little.
         apart = (seen[:, _MIDDLE, :2] / seen[:, _MIDDLE, 2:] - other_seen[:2] / other_seen[2]).norm(dim=-1)
-        gaps.append(
-            apart - 0.6 * (radius / seen[:, _MIDDLE, 2] + other_radius / other_seen[2])
-        )  # neither hides the other
+        gaps.append(apart - 0.6 * (radius / seen[:, _MIDDLE, 2] + other_radius / other_seen[2]))
     gap = torch.stack(gaps).amin(0)
-    best = int((gap.clamp(max=0) - 1e-9 * torch.arange(tries)).argmax())  # the first that fits
+    best = int((gap.clamp(max=0) - 1e-9 * torch.arange(tries)).argmax())  # the first that fits, or nearly
     obstacles.append((centres[best], radius[best]))
     return _rigid(_tumble(dice, on_floor, times), path[best]), size[best], ellipsoid
 
@@ -337,8 +199,8 @@ def _tumble(dice: _Dice, on_floor: bool, times: Tensor) -> Tensor:
 
 def _random_texture(dice: _Dice, num_objects: int) -> Texture:
     """Four layers from coarse cells to fine stripes; objects are seen from nearer than walls, so theirs are finer."""
-    num, layers, waves = _NUM_WALLS + num_objects, 4, 6
-    coarsest = torch.tensor([2.5] * _NUM_WALLS + [1.0] * num_objects).double()
+    num, layers, waves = NUM_WALLS + num_objects, 4, 6
+    coarsest = torch.tensor([2.5] * NUM_WALLS + [1.0] * num_objects).double()
     period = coarsest[:, None, None] * 0.5 ** torch.arange(layers)[:, None] * dice.uniform(0.6, 1.4, num, layers, waves)
     direction = normalize(dice.normal(num, layers, waves, 3), dim=-1)
     count = torch.tensor([1, 2, waves, waves])[torch.randint(4, (num, layers, 1), generator=dice.generator)]
@@ -353,18 +215,7 @@ def _random_texture(dice: _Dice, num_objects: int) -> Texture:
     )
 
 
-def _pixel_grid(height: int, width: int) -> Tensor:
-    """[H, W, 2] float64 coordinates (x, y) of the pixel centres."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack([x, y], dim=-1).double()
-
-
-def _rays(pixels: Tensor, intrinsics: Tensor) -> Tensor:
-    """[..., 3] camera-frame directions through ``pixels`` [..., 2] with z = 1: distance along them is z-depth."""
-    return pad((pixels - intrinsics[:2, 2]) / intrinsics.diagonal()[:2], (0, 1), value=1.0)
-
-
-def _transform(pose: Tensor, points: Tensor) -> Tensor:
+def transform(pose: Tensor, points: Tensor) -> Tensor:
     """[..., 4, 4] applied to [..., 3] -> [..., 3]."""
     return (pose[..., :3, :3] @ points[..., None])[..., 0] + pose[..., :3, 3]
 

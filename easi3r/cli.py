@@ -1,0 +1,163 @@
+"""The command line: ``easi3r run | segment | demo | doctor``.
+
+Exit codes: 0 done; 1 the work failed, one sentence on stderr says why; 2 wrong usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from easi3r._version import __version__
+from easi3r.config import OPTIONS, Settings, get_setting, load_settings, setting_names
+from easi3r.errors import ConfigError, Easi3RError, nearest_name
+
+if TYPE_CHECKING:
+    from easi3r.scene import Motion
+
+logger = logging.getLogger("easi3r")
+
+HELP = {
+    "fps": "frames per second to keep of a video; the rate at which a folder of images was taken",
+    "stride": "keep every STRIDE-th frame",
+    "start": "first second to take",
+    "end": "second to stop before",
+    "max_frames": "the first so many frames of what the other options leave",
+    "image_size": "long side in pixels for the network, or 'native' (default: what the checkpoint was trained for)",
+    "window": "partners of each frame in the pair graph",
+    "passes": "1: stop after the first pass; 2: decode again with attention to moving regions cut off",
+    "masks": "folder of PNG masks, one per frame, 255 = moves; or 'none' for plain DUSt3R",
+    "align": "published: global alignment with flow; none: the spanning-tree start as it is",
+    "seed": "for the clustering",
+    "device": "auto, cpu, cuda, cuda:1",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Names the nearest right flag when one is unknown."""
+
+    def error(self, message: str) -> NoReturn:
+        if unknown := re.match(r"unrecognized arguments: (--[\w-]+)", message):
+            subparsers = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+            parsers = [self, *(parser for action in subparsers for parser in action.choices.values())]
+            flags = {flag for parser in parsers for flag in parser._option_string_actions}
+            message += nearest_name(unknown[1], sorted(flags))
+        super().error(message)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and flags; every short option is a flag of the same name."""
+    parser = Parser(prog="easi3r", description="A video of a moving world in, a 4D scene out.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"easi3r {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    shared = Parser(add_help=False)
+    shared.add_argument("--quiet", action="store_true", help="no progress bars, warnings only")
+    work = Parser(add_help=False, parents=[shared])
+    work.add_argument("--overwrite", action="store_true", help="replace OUT if it is an earlier result")
+    clip = Parser(add_help=False, parents=[work])
+    clip.add_argument("input", metavar="INPUT", help="a video file, or a folder of images")
+    clip.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder to write")
+    clip.add_argument("--checkpoint", default="demo", help="'demo', a .pth file, a Hugging Face folder or a hub id")
+    clip.add_argument("--config", metavar="FILE.yaml", help="a YAML file of overrides")
+    clip.add_argument("--set", metavar="A.B=C", action="append", default=[], help="one setting by its dotted name")
+    for name, path in OPTIONS.items():
+        default = get_setting(Settings(), path)
+        text = HELP[name] + ("" if default is None else f" (default: {default})")
+        clip.add_argument(f"--{name.replace('_', '-')}", dest=f"option_{name}", metavar=name.upper(), help=text)
+
+    for name, text in (("run", "one video or folder, everything"), ("segment", "masks only")):
+        commands.add_parser(name, parents=[clip], help=text, description=text, allow_abbrev=False)
+    demo = commands.add_parser("demo", parents=[work], help="a generated clip, end to end", allow_abbrev=False)
+    demo.add_argument("-o", "--output", metavar="OUT", default="easi3r_demo", help="the folder to write (easi3r_demo)")
+    commands.add_parser("doctor", parents=[shared], help="versions, device, extras", allow_abbrev=False)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="easi3r: %(message)s", stream=sys.stderr)
+    logger.setLevel(logging.WARNING if options.quiet else logging.INFO)
+    try:
+        if options.command == "doctor":
+            from easi3r.doctor import report
+
+            print(report())
+        elif options.command == "demo":
+            _demo(options)
+        else:
+            settings = _settings(parser, options)
+            _work(options, settings)
+    except KeyboardInterrupt:
+        print("easi3r: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except Easi3RError as error:
+        print(f"easi3r: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Settings:
+    """Defaults, then --config (mistakes there are exit code 1), then --set and flags (wrong usage, exit code 2)."""
+    settings = load_settings(options.config) if options.config else Settings()
+    changes: dict[str, Any] = {}
+    for assignment in options.set:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            parser.error(f"--set takes name=value, not {assignment!r}; names are {', '.join(setting_names()[:3])}, ...")
+        changes[name.strip()] = value
+    changes |= {name: value for name in OPTIONS if (value := getattr(options, f"option_{name}")) is not None}
+    try:
+        return settings.with_options(changes)
+    except ConfigError as error:
+        parser.error(str(error))
+
+
+def _work(options: argparse.Namespace, settings: Settings) -> None:
+    from easi3r.storage import check_output
+
+    check_output(options.output, overwrite=options.overwrite)  # before hours of work, not after
+    _check_source(options.input)
+    from easi3r.model import Easi3R
+
+    model = Easi3R.from_pretrained(options.checkpoint, device=settings.device)
+    act = model.segment if options.command == "segment" else model.reconstruct
+    result = act(options.input, config=settings, progress=not options.quiet)
+    _finish(result, options)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from easi3r.demo.clip import demo_clip
+    from easi3r.model import Easi3R
+    from easi3r.storage import check_output
+
+    check_output(options.output, overwrite=options.overwrite)
+    model = Easi3R.from_pretrained("demo")
+    scene = model.reconstruct(demo_clip().images, progress=not options.quiet)
+    _finish(scene, options)
+
+
+def _check_source(source: str) -> None:
+    from easi3r.errors import InputError
+
+    if not Path(source).exists():
+        raise InputError(f"There is no file or folder {source!r}; expected a video or a folder of images.")
+
+
+def _finish(result: Motion, options: argparse.Namespace) -> None:
+    folder = result.save(options.output, overwrite=options.overwrite)
+    n, height, width = result.images.shape[:3]
+    seconds = sum(result.meta["timings_s"].values())
+    print(
+        f"{n} frames of {width}x{height} pixels in {seconds:.1f} s; {result.dynamic_mask.mean():.1%} of the pixels move"
+    )
+    if "scale" in result.meta:
+        print(f"cameras and depth are {result.meta['scale']}")
+    print(f"wrote {folder}: scene.json says what each file is; look at images/ and dynamic_mask/ first")

@@ -1,0 +1,157 @@
+"""The order of the stages, written once: a clip and a network in, what moves (and where everything is) out."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from easi3r._version import __version__
+from easi3r.alignment import align
+from easi3r.attention_maps import AttentionStatistics
+from easi3r.backbones.checkpoint import CheckpointInfo
+from easi3r.backbones.dust3r import Dust3r
+from easi3r.config import Settings
+from easi3r.dynamic_masks import cluster_tokens, make_masks
+from easi3r.errors import InputError
+from easi3r.flow import estimate_flow
+from easi3r.frames import read_frames
+from easi3r.given_masks import read_masks
+from easi3r.inference import empty_predictions, encode_frames, observe_pairs
+from easi3r.pairs import make_pairs
+from easi3r.progress import Progress
+from easi3r.scene import Motion, Scene
+from easi3r.structures import Frames
+
+
+def run(
+    network: Dust3r,
+    checkpoint: CheckpointInfo,
+    source: Any,
+    settings: Settings,
+    progress: Progress,
+    *,
+    masks_only: bool,
+) -> Motion:
+    """Frames, pairs, encoder, decoders (twice, with attention to movers cut off the second time), flow, alignment.
+
+    Returns a Scene, or with ``masks_only`` a Motion.
+    """
+    config, clock = network.config, Clock()
+
+    with clock("frames"):
+        frames = read_frames(source, settings.frames, patch_size=config.patch_size, trained_size=max(config.img_size))
+    n, height, width = frames.images.shape[:3]
+    grid = network.grid_of(height, width)
+    pairs = make_pairs(n, settings.pairs)
+    given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames)
+
+    with clock("encoder"):
+        tokens = encode_frames(network, frames.images, settings.batch_size, progress)
+        labels = cluster_tokens(tokens, settings.motion.clusters, settings.seed)
+
+    masks, passes = given, 1 if given is not None else settings.motion.passes
+    for number in range(1, passes + 1):
+        with clock(f"pass {number}"):
+            statistics = AttentionStatistics(n, grid)
+            wanted = number == passes and not masks_only
+            predictions = empty_predictions(pairs, height, width) if wanted else None
+            observe_pairs(
+                network,
+                tokens,
+                pairs,
+                grid,
+                statistics.update,
+                progress,
+                batch_size=settings.batch_size,
+                dynamic_tokens=masks.tokens(config.patch_size) if masks is not None and masks.mask.any() else None,
+                predictions=predictions,
+            )
+            attention = statistics.maps()
+            if given is None:
+                masks = make_masks(attention.dynamic_map, labels.reshape(n, *grid), config.patch_size)
+    assert masks is not None
+    moved: dict[str, Any] = {
+        "images": frames.images,
+        "dynamic_score": masks.score,
+        "dynamic_mask": masks.mask,
+        "attention": attention,
+        "timestamps": frames.timestamps,
+    }
+    if predictions is None:
+        return Motion(**moved, meta=describe(frames, checkpoint, settings, network, clock))
+
+    with clock("flow"):
+        wants_flow = settings.alignment.method == "published" and settings.alignment.flow_weight > 0 and n > 1
+        flow = estimate_flow(frames.images, pairs, settings.flow, progress) if wants_flow else None
+    with clock("alignment"):
+        cameras = align(
+            predictions, n, settings.alignment, progress, flow=flow, dynamic_mask=masks.mask, device=network.device
+        )
+    return Scene(
+        **moved,
+        camera_to_world=cameras.camera_to_world,
+        intrinsics=cameras.intrinsics,
+        depth=cameras.depth,
+        confidence=cameras.confidence,
+        valid_mask=np.ones(cameras.depth.shape, dtype=bool),
+        meta=describe(frames, checkpoint, settings, network, clock) | {"scale": "up to scale"},
+    )
+
+
+class Clock:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - begin, 3)
+
+
+def describe(
+    frames: Frames, checkpoint: CheckpointInfo, settings: Settings, network: Dust3r, clock: Clock
+) -> dict[str, Any]:
+    """``meta`` of a result: everything somebody needs to repeat it, as plain JSON values."""
+    return {
+        "source": frames.source,
+        "names": list(frames.names),
+        "crops": [dataclasses.asdict(crop) for crop in frames.crops],
+        "settings": settings.as_dict(),
+        "seed": settings.seed,
+        "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256(), "licence": checkpoint.licence},
+        "device": str(network.device),
+        "versions": {
+            "easi3r": __version__,
+            "torch": torch.__version__,
+            "opencv": cv2.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "timings_s": dict(clock.seconds),
+    }
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto' is the GPU where there is one; raises InputError for a device that torch cannot use here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for what it was built without
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(
+            f"The device {name!r} cannot be used ({reason}); expected auto, cpu, cuda or cuda:1."
+        ) from error
+    return device

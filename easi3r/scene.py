@@ -1,0 +1,221 @@
+"""Results: ``Motion`` (what moves) and ``Scene`` (the 4D reconstruction), saved and loaded without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+import imageio.v3 as iio
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from easi3r.errors import InputError, OutputError
+from easi3r.geometry import transform, unproject
+from easi3r.storage import MARKER, whole_folder
+from easi3r.structures import Array, AttentionMaps, Crop
+
+Keep = Literal["all", "static", "dynamic"]
+FORMAT_VERSION = 1
+
+CONVENTIONS = {
+    "camera_to_world": "4x4, moves camera-frame points into the world; OpenCV axes: x right, y down, z forward",
+    "world": "the first frame's camera is the origin",
+    "pixels": "the centre of the top-left pixel is (0, 0): u = fx X / Z + cx",
+    "intrinsics": "3x3 K in pixels of images/ (cameras.npz: original_intrinsics is K in pixels of the source frames)",
+    "depth": "z-depth, not distance; one scale for the whole scene",
+    "confidence": "1 or more, higher is better; no unit",
+    "dynamic_mask": "PNG: 255 = moves, 0 = static",
+    "dynamic_score": "0 to 1, higher moves more",
+    "trajectory.txt": "TUM: timestamp tx ty tz qx qy qz qw, camera-to-world, seconds",
+    "attention.npz": "source_mean, source_std, reference_mean, reference_std, dynamic_map: [frames, h, w] tokens",
+    "timestamps": "seconds on the source's clock",
+}
+
+
+class PointCloud(NamedTuple):
+    """World points with what is known of each; m rows."""
+
+    points: Array  # [m, 3] float32, world frame, in the scene's unit
+    colors: Array  # [m, 3] uint8 RGB
+    frame_index: Array  # [m] int32
+    dynamic: Array  # [m] bool, True = moves
+
+
+@dataclass
+class Motion:
+    """What moves in a clip of n frames, H x W pixels."""
+
+    kind: ClassVar[str] = "motion"
+
+    images: Array  # [n, H, W, 3] uint8 RGB, as the network saw them
+    dynamic_score: Array  # [n, H, W] float32 in [0, 1]
+    dynamic_mask: Array  # [n, H, W] bool, True = moves
+    attention: AttentionMaps
+    timestamps: Array  # [n] float64 seconds
+    meta: dict[str, Any]
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames there are."""
+        return len(self.images)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a folder, whole or not at all, and return its absolute path.
+
+        An existing folder is refused with OutputError; ``overwrite`` replaces one that holds our scene.json.
+        """
+        with whole_folder(path, overwrite=overwrite) as folder:
+            self._write(folder)
+        return Path(path).absolute()
+
+    @classmethod
+    def load(cls: type[M], path: str | Path) -> M:
+        """Read a saved folder; OutputError if there is none, or if it is damaged or of another kind."""
+        folder = Path(path)
+        if not (folder / MARKER).is_file():
+            raise OutputError(f"There is no saved result at {path}: expected a folder with {MARKER}.")
+        try:
+            header = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+            kind, num_frames, meta = header["kind"], int(header["num_frames"]), dict(header["meta"])
+            if kind == cls.kind:
+                return cls(**cls._read(folder, num_frames), meta=meta)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise OutputError(f"The saved result at {path} is damaged ({type(error).__name__}: {reason}).") from error
+        raise OutputError(f"{path} holds a saved {kind}, not a {cls.kind}; load it with {str(kind).title()}.load.")
+
+    def _write(self, folder: Path) -> None:
+        header = {
+            "kind": self.kind,
+            "format_version": FORMAT_VERSION,
+            "num_frames": self.num_frames,
+            "conventions": CONVENTIONS,
+            "meta": self.meta,
+        }
+        (folder / MARKER).write_text(json.dumps(header, indent=1, allow_nan=False), encoding="utf-8")
+        arrays: dict[str, Any] = self.attention.arrays()
+        np.savez(folder / "attention.npz", **arrays)
+        _write_frames(folder / "images", self.images)
+        _write_frames(folder / "dynamic_mask", self.dynamic_mask.astype(np.uint8) * 255)
+        _write_frames(folder / "dynamic_score", self.dynamic_score)
+        if type(self) is Motion:
+            np.savez(folder / "timestamps.npz", timestamps=self.timestamps)
+
+    @classmethod
+    def _read(cls, folder: Path, num_frames: int) -> dict[str, Any]:
+        with np.load(folder / "attention.npz") as stored:
+            attention = AttentionMaps(**{name: stored[name] for name in stored.files})
+        values = {
+            "images": _read_frames(folder / "images", num_frames, "png"),
+            "dynamic_mask": _read_frames(folder / "dynamic_mask", num_frames, "png") > 127,
+            "dynamic_score": _read_frames(folder / "dynamic_score", num_frames, "npy"),
+            "attention": attention,
+        }
+        if cls is Motion:
+            with np.load(folder / "timestamps.npz") as stored:
+                values["timestamps"] = stored["timestamps"]
+        return values
+
+
+M = TypeVar("M", bound=Motion)
+
+
+@dataclass
+class Scene(Motion):
+    """A 4D scene: ``Motion``, with cameras and depth.  Unprojecting ``depth`` *is* the point cloud."""
+
+    kind: ClassVar[str] = "scene"
+
+    camera_to_world: Array  # [n, 4, 4] float32, OpenCV axes, frame 0 is the origin
+    intrinsics: Array  # [n, 3, 3] float32, in pixels of ``images``
+    depth: Array  # [n, H, W] float32 z-depth, up to one scale (see meta["scale"])
+    confidence: Array  # [n, H, W] float32, >= 1
+    valid_mask: Array  # [n, H, W] bool, False on padding
+
+    @property
+    def original_intrinsics(self) -> Array:
+        """[n, 3, 3] float32: K in pixels of the source frames, before resizing and cropping."""
+        crops = [Crop(**{name: tuple(size) for name, size in crop.items()}) for crop in self.meta["crops"]]
+        return np.stack([crop.to_original(k) for crop, k in zip(crops, self.intrinsics, strict=True)]).astype(
+            np.float32
+        )
+
+    def points(
+        self, frames: Sequence[int] | None = None, keep: Keep = "all", min_confidence: float = 1.0
+    ) -> PointCloud:
+        """World points with colours, frame after frame, row-major within a frame.
+
+        frames: indices (negative ones count from the end); None = all.
+        keep: all pixels, or those that ``dynamic_mask`` calls static or dynamic.
+        min_confidence: pixels below are left out; 1 keeps everything.  Padding is always left out.
+        """
+        if keep not in ("all", "static", "dynamic"):
+            raise InputError(f"keep is {keep!r}; expected 'all', 'static' or 'dynamic'.")
+        index = np.arange(self.num_frames) if frames is None else np.atleast_1d(np.asarray(frames, dtype=np.int64))
+        if index.size and (index.min() < -self.num_frames or index.max() >= self.num_frames):
+            raise InputError(f"frames are {list(map(int, index))}, but the scene has {self.num_frames} frames.")
+        index = index % max(self.num_frames, 1)
+        chosen = self.valid_mask[index] & (self.confidence[index] >= min_confidence)
+        if keep != "all":
+            chosen &= self.dynamic_mask[index] == (keep == "dynamic")
+        camera_points = unproject(self.depth[index].astype(np.float64), self.intrinsics[index].astype(np.float64))
+        world = transform(camera_points, self.camera_to_world[index].astype(np.float64))
+        frame_index = np.broadcast_to(index[:, None, None], chosen.shape)
+        return PointCloud(
+            points=world[chosen].astype(np.float32),
+            colors=self.images[index][chosen],
+            frame_index=frame_index[chosen].astype(np.int32),
+            dynamic=self.dynamic_mask[index][chosen],
+        )
+
+    def trajectory(self) -> Array:
+        """[n, 8] float64 in TUM's order: timestamp tx ty tz qx qy qz qw, camera-to-world."""
+        quaternions = Rotation.from_matrix(self.camera_to_world[:, :3, :3].astype(np.float64)).as_quat()
+        return np.column_stack([self.timestamps, self.camera_to_world[:, :3, 3], quaternions])
+
+    def _write(self, folder: Path) -> None:
+        super()._write(folder)
+        np.savez(
+            folder / "cameras.npz",
+            camera_to_world=self.camera_to_world,
+            intrinsics=self.intrinsics,
+            original_intrinsics=self.original_intrinsics,
+            timestamps=self.timestamps,
+        )
+        np.savetxt(folder / "trajectory.txt", self.trajectory(), fmt="%.9f")
+        _write_frames(folder / "depth", self.depth)
+        _write_frames(folder / "confidence", self.confidence)
+        if not self.valid_mask.all():
+            _write_frames(folder / "valid_mask", self.valid_mask.astype(np.uint8) * 255)
+
+    @classmethod
+    def _read(cls, folder: Path, num_frames: int) -> dict[str, Any]:
+        values = super()._read(folder, num_frames)
+        with np.load(folder / "cameras.npz") as stored:
+            values |= {name: stored[name] for name in ("camera_to_world", "intrinsics", "timestamps")}
+        values |= {name: _read_frames(folder / name, num_frames, "npy") for name in ("depth", "confidence")}
+        padded = (folder / "valid_mask").is_dir()
+        values["valid_mask"] = (
+            _read_frames(folder / "valid_mask", num_frames, "png") > 127
+            if padded
+            else np.ones(values["depth"].shape, dtype=bool)
+        )
+        return values
+
+
+def _write_frames(folder: Path, frames: Array) -> None:
+    """One file per frame: PNG for uint8, npy otherwise (lossless both)."""
+    folder.mkdir()
+    for i, frame in enumerate(frames):
+        if frame.dtype == np.uint8:
+            iio.imwrite(folder / f"frame_{i:05d}.png", frame)
+        else:
+            np.save(folder / f"frame_{i:05d}.npy", frame)
+
+
+def _read_frames(folder: Path, num_frames: int, suffix: str) -> Array:
+    paths = [folder / f"frame_{i:05d}.{suffix}" for i in range(num_frames)]
+    return np.stack([iio.imread(path) if suffix == "png" else np.load(path) for path in paths])
