@@ -6,7 +6,10 @@ name too (``OPTIONS``): the keyword of ``Easi3R.reconstruct``, the flag of the c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -96,11 +99,17 @@ class Settings:
         >>> Settings().with_options({"window": 3, "alignment.iterations": "50"}).alignment.iterations
         50
         """
-        settings = self
-        for name, value in options.items():
-            path = OPTIONS.get(name, name)
-            settings = _replace(settings, path.split("."), name, value)
-        return settings
+        kinds = setting_kinds()
+        changes: dict[str, dict[str, Any]] = {}  # group ('' at the top) -> name -> value; all at once, for ranges
+        for given, value in options.items():
+            path = OPTIONS.get(given, given)
+            if path not in kinds:
+                raise ConfigError(_not_an_option(given))
+            group, _, name = path.rpartition(".")
+            changes.setdefault(group, {})[name] = convert(value, kinds[path], given)
+        top = changes.pop("", {})
+        groups = {group: dataclasses.replace(getattr(self, group), **values) for group, values in changes.items()}
+        return dataclasses.replace(self, **top, **groups)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, ready for JSON; given masks are named, not stored."""
@@ -138,11 +147,11 @@ ZERO_ALLOWED = {  # every other number must be greater than 0
 
 def check_ranges(settings: Settings) -> None:
     """Raise ConfigError for a value that is of the right type and still impossible."""
-    for path in setting_names():
+    for path in setting_kinds():
         value = get_setting(settings, path)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
-        if value < 0 or (value == 0 and path not in ZERO_ALLOWED):
+        if not (0 < value < math.inf or (value == 0 and path in ZERO_ALLOWED)):  # NaN is not either
             bound = "0 or greater" if path in ZERO_ALLOWED else "greater than 0"
             raise ConfigError(f"{path} is {value}, but it must be {bound}.")
     frames = settings.frames
@@ -158,13 +167,15 @@ def get_setting(settings: Settings, path: str) -> Any:
     return value
 
 
-def setting_names() -> list[str]:
-    """All dotted names, in the order of the dataclasses."""
-    names: list[str] = []
+def setting_kinds() -> dict[str, Any]:
+    """All dotted names, in the order of the dataclasses, and their annotations."""
+    kinds: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(Settings).items():
-        is_group = dataclasses.is_dataclass(kind)
-        names += [f"{name}.{inner.name}" for inner in dataclasses.fields(kind)] if is_group else [name]
-    return names
+        if dataclasses.is_dataclass(kind):
+            kinds |= {f"{name}.{inner}": annotation for inner, annotation in typing.get_type_hints(kind).items()}
+        else:
+            kinds[name] = kind
+    return kinds
 
 
 def load_settings(path: str | Path) -> Settings:
@@ -172,36 +183,39 @@ def load_settings(path: str | Path) -> Settings:
 
     Raises ConfigError for a file that cannot be read, an unknown name (with the nearest right one) or a bad value.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"The configuration {path} cannot be read as YAML: {reason}.") from error
-    if tree is None:
-        return Settings()
-    if not isinstance(tree, dict):
-        raise ConfigError(f"The configuration {path} holds a {type(tree).__name__}; expected 'name: value' lines.")
+    tree = _read_yaml(Path(path))
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             flat.update({f"{key}.{name}": inner for name, inner in value.items()})
-        else:
-            flat[str(key)] = value
+        elif value is not None or not dataclasses.is_dataclass(getattr(Settings(), str(key), None)):
+            flat[str(key)] = value  # (a group whose lines are all commented out says nothing)
     try:
         return Settings().with_options(flat)
     except ConfigError as error:
         raise ConfigError(f"In {path}: {error}") from error
 
 
-def _replace(owner: Any, path: list[str], given: str, value: Any) -> Any:
-    name = path[0]
-    names = [entry.name for entry in dataclasses.fields(owner)]
-    current = getattr(owner, name) if name in names else None
-    if name not in names or dataclasses.is_dataclass(current) != (len(path) > 1):
-        raise ConfigError(f"{given!r} is not an option{nearest_name(given, [*OPTIONS, *setting_names()])}.")
-    if len(path) > 1:
-        return dataclasses.replace(owner, **{name: _replace(current, path[1:], given, value)})
-    return dataclasses.replace(owner, **{name: convert(value, typing.get_type_hints(type(owner))[name], given)})
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The configuration {path} cannot be read ({error.strerror}); expected a YAML file.") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else " ".join(str(error).split())[:120]
+        raise ConfigError(f"The configuration {path} is not YAML ({reason}); expected 'name: value' lines.") from error
+    if tree is not None and not isinstance(tree, dict):
+        raise ConfigError(f"The configuration {path} holds a {type(tree).__name__}; expected 'name: value' lines.")
+    return tree or {}
+
+
+def _not_an_option(given: str) -> str:
+    names = list(setting_kinds())
+    inside = [name for name in names if name.startswith(f"{given}.")]
+    if inside:
+        return f"{given!r} is a group of options, not an option; expected one of {', '.join(inside)}."
+    return f"{given!r} is not an option{nearest_name(given, [*OPTIONS, *names])}."
 
 
 def convert(value: Any, annotation: Any, name: str) -> Any:
@@ -210,43 +224,46 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
         return value
     choices = _choices(annotation)
     for choice in choices:
-        if value is choice or (isinstance(value, str) and value.strip().lower() == _spelling(choice)):
-            return choice
-        if not isinstance(choice, type) and type(value) is type(choice) and value == choice:
-            return choice
-        if isinstance(choice, type) and choice is not type(None):
-            converted = _as_type(value, choice)
-            if converted is not None:
-                return converted
-    expected = " or ".join(choice.__name__ if isinstance(choice, type) else repr(choice) for choice in choices)
-    raise ConfigError(f"{name} is {value!r}; expected {expected.replace('NoneType', 'nothing')}.")
+        with contextlib.suppress(TypeError, ValueError, OverflowError, LookupError):
+            return _as_type(value, choice) if isinstance(choice, type) else _as_literal(value, choice)
+    *others, last = [_IN_WORDS.get(choice, repr(choice)) for choice in choices]
+    expected = f"{', '.join(others)} or {last}" if others else last
+    raise ConfigError(f"{name} is {' '.join(_SHORT.repr(value).split())}; expected {expected}.")
+
+
+_IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", None: "none"}
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 def _choices(annotation: Any) -> list[Any]:
-    """Flatten unions and literals: the types and literal values that are allowed."""
+    """Flatten unions and literals: the types and the values (None among them) that are allowed."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         return [choice for part in typing.get_args(annotation) for choice in _choices(part)]
-    return list(typing.get_args(annotation)) if origin is Literal else [annotation]
+    if origin is Literal:
+        return list(typing.get_args(annotation))
+    return [None if annotation is types.NoneType else annotation]
 
 
-def _spelling(choice: Any) -> str:
-    return (
-        "" if isinstance(choice, type) and choice is not type(None) else "none" if choice is type(None) else str(choice)
-    )
+def _as_literal(value: Any, literal: Any) -> Any:
+    """The literal itself, if ``value`` equals it or spells it; ValueError otherwise."""
+    spelt = isinstance(value, str) and value.strip().lower() == str(literal).lower()
+    if spelt or (not isinstance(value, bool) and value == literal):
+        return literal
+    raise ValueError(value)
 
 
 def _as_type(value: Any, kind: type) -> Any:
+    """The value as int, float, bool or str; ValueError, TypeError, OverflowError or LookupError if it is no such thing."""
     if kind is bool:
-        if isinstance(value, bool):
-            return value
-        return {"true": True, "false": False, "yes": True, "no": False}.get(str(value).strip().lower())
-    if isinstance(value, bool):
-        return None
-    try:
-        converted = kind(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
+        return _TRUTH[str(value).strip().lower()]
+    if value is None or isinstance(value, bool):
+        raise ValueError(value)
+    converted = kind(value)
     if kind is int and not isinstance(value, str) and converted != value:
-        return None
-    return converted if kind is str or (converted == converted and abs(converted) != float("inf")) else None
+        raise ValueError(value)
+    if kind is float and not math.isfinite(converted):
+        raise ValueError(value)
+    return converted

@@ -19,7 +19,8 @@ HISTOGRAM_BINS = 256
 def cluster_tokens(tokens: Tensor, num_clusters: int, seed: int) -> Array:
     """k-means over the encoder tokens [n, N, C] of all frames -> labels [n, N] int64, in [0, num_clusters)."""
     features = tokens.float().flatten(0, 1).cpu().numpy()
-    num_clusters = min(num_clusters, len(features))
+    if num_clusters >= len(features):
+        return np.arange(len(features)).reshape(tokens.shape[:2])
     cv2.setRNGSeed(seed % 2**31)
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 100, 1e-4)
     labels: Any = None

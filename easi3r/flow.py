@@ -15,15 +15,22 @@ from easi3r.config import FlowSettings
 from easi3r.progress import Progress
 from easi3r.structures import Array, PairFlow
 
+DIS_MIN_SIDE = 16  # pixels; OpenCV refuses images that are smaller on both sides
+
 FlowEstimator = Callable[[Array, Array], Array]
 
 
 def dis_flow(first: Array, second: Array) -> Array:
     """Dense Inverse Search (Kroeger et al. 2016) at the full resolution; needs no weights."""
+    height, width = first.shape[:2]
+    down, right = max(0, DIS_MIN_SIDE - height), max(0, DIS_MIN_SIDE - width)
+    if down or right:
+        first, second = (cv2.copyMakeBorder(x, 0, down, 0, right, cv2.BORDER_REPLICATE) for x in (first, second))
     estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     estimator.setFinestScale(0)
     grey_first, grey_second = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (first, second))
-    return np.asarray(estimator.calc(grey_first, grey_second, np.zeros((*grey_first.shape, 2), np.float32)))
+    flow = estimator.calc(grey_first, grey_second, np.zeros((*grey_first.shape, 2), np.float32))
+    return np.asarray(flow)[:height, :width]
 
 
 ESTIMATORS: dict[str, FlowEstimator] = {"dis": dis_flow}

@@ -81,7 +81,7 @@ def weiszfeld_focal(points: Tensor, weight: Tensor, size: tuple[int, int], itera
     focal = diagonal
     for _ in range(iterations):
         focal = (reweighted * (pixel * ray).sum(0)).sum() / (reweighted * (ray * ray).sum(0)).sum().clamp(min=1e-12)
-        reweighted = weight / (pixel - focal * ray).norm(dim=0).clamp(min=1e-6)
+        reweighted = weight / torch.hypot(*(pixel - focal * ray)).clamp(min=1e-6)
     # an opening between 5 and 170 degrees: what lies outside is no camera but a bad prediction
     return focal.clamp(min=0.05 * max(size), max=12.0 * max(size))
 
@@ -90,7 +90,7 @@ def chain_points(observations: Observations) -> tuple[Tensor, Tensor]:
     """World points [n, 3, N] of every frame and their weights [n, N], by Procrustes along the strongest tree."""
     views = observations.views_of_pairs()
     ends = observations.frame[views].tolist()  # of each pair: first and second frame
-    score = observations.confidence.mean(dim=1)[views].prod(dim=1).tolist()
+    score = observations.mean_confidence[views].prod(dim=1).tolist()
     strongest: dict[tuple[int, int], int] = {}  # of the two directions
     for k, (a, b) in enumerate(ends):
         edge = (min(a, b), max(a, b))

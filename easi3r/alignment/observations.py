@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from easi3r.structures import PairPredictions
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -21,18 +24,20 @@ class Observations:
     frame: Tensor  # [O] int64 ascending, the frame whose pixels these are
     is_first: Tensor  # [O] bool: the frame is the pair's first view, so points are in its own camera's frame
     points: Tensor  # [O, 3, N] float32, in the camera frame of the pair's first view
-    confidence: Tensor  # [O, N] float32, >= 1
-    num_frames: int
+    weight: Tensor  # [O, N] float32, log(confidence): a confidence of 1 counts for nothing (DUSt3R)
+    mean_confidence: Tensor  # [O]
+    frame_confidence: Tensor  # [n, N] the highest that any pair gives the pixel
     size: tuple[int, int]  # (H, W)
 
     @property
     def num_pairs(self) -> int:
+        """P."""
         return len(self.pair) // 2
 
     @property
-    def weight(self) -> Tensor:
-        """[O, N]: the logarithm of the confidence, so that 1 counts for nothing (DUSt3R)."""
-        return self.confidence.log()
+    def num_frames(self) -> int:
+        """n."""
+        return len(self.frame_confidence)
 
     def views_of_pairs(self) -> Tensor:
         """[P, 2] int64: the observations of each pair's first and second view."""
@@ -58,12 +63,24 @@ def observe(predictions: PairPredictions, num_frames: int) -> Observations:
     points = torch.cat([predictions.points_first, predictions.points_second]).flatten(1, 2).transpose(1, 2)[order]
     confidence = torch.cat([predictions.confidence_first, predictions.confidence_second]).flatten(1)[order]
     usable = points.isfinite().all(dim=1) & confidence.isfinite()
+    confidence = torch.where(usable, confidence, 1.0)
+    frame_confidence = confidence.new_ones(num_frames, confidence.shape[1]).scatter_reduce_(
+        0, frame[:, None].expand_as(confidence), confidence, "amax"
+    )
     return Observations(
         pair=order % len(pairs),
         frame=frame,
         is_first=order < len(pairs),
         points=torch.where(usable[:, None], points, 0.0).contiguous(),
-        confidence=torch.where(usable, confidence, 1.0),
-        num_frames=num_frames,
+        weight=confidence.log(),
+        mean_confidence=confidence.mean(dim=1),
+        frame_confidence=frame_confidence,
         size=(int(height), int(width)),
     )
+
+
+def on_device(record: Record, device: torch.device) -> Record:
+    """A dataclass with its tensors on ``device``."""
+    values: dict[str, Any] = {field.name: getattr(record, field.name) for field in fields(record)}  # type: ignore[arg-type]
+    moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(record, **moved)  # type: ignore[type-var]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import roma
 import torch
 from torch import Tensor, nn
 
 from easi3r.alignment.initialise import Start, initialise
 from easi3r.alignment.losses import FlowTargets, World, flow_loss, flow_targets, point_loss, smoothness_loss
-from easi3r.alignment.observations import Observations, observe
+from easi3r.alignment.observations import Observations, observe, on_device
 from easi3r.config import AlignmentSettings
 from easi3r.progress import Progress
 from easi3r.structures import AlignedCameras, Array, PairFlow, PairPredictions
@@ -32,7 +31,7 @@ class Unknowns(nn.Module):
         self.pair_quaternion = nn.Parameter(roma.rotmat_to_unitquat(start.pair_rotation))
         self.pair_translation = nn.Parameter(start.pair_translation.clone())
         self.pair_log_scale = nn.Parameter(start.pair_scale.log())
-        self.mean_log_scale = float(self.pair_log_scale.mean())
+        self.mean_log_scale = float(self.pair_log_scale.detach().mean())
 
     def world(self) -> World:
         return World(
@@ -57,29 +56,22 @@ def align(
     settings: AlignmentSettings,
     progress: Progress,
     *,
+    dynamic_mask: Array,
     flow: PairFlow | None = None,
-    dynamic_mask: Array | None = None,
     device: torch.device | None = None,
 ) -> AlignedCameras:
     """Bring all pairs into one world.
 
-    flow: optical flow of the pairs; None leaves the term out.
     dynamic_mask: [n, H, W] bool, True = moves; these pixels take no part in the flow term.
+    flow: optical flow of the pairs; None leaves the term out.
+    device: where to optimise; None: the CPU.
     """
-    device = device or torch.device("cpu")
     observations = observe(predictions, num_frames)
     start = initialise(observations, shared_focal=settings.shared_focal)
     unknowns = Unknowns(start, observations.size, shared_focal=settings.shared_focal)
     if settings.method == "published":
-        targets = None
-        if flow is not None and settings.flow_weight > 0 and num_frames > 1:
-            mask = (
-                np.zeros(flow.valid.shape[1:], bool)[None].repeat(num_frames, 0)
-                if dynamic_mask is None
-                else dynamic_mask
-            )
-            targets = flow_targets(flow, mask)
-        optimise(unknowns, observations, targets, settings, progress, device)
+        targets = None if flow is None else flow_targets(flow, dynamic_mask)
+        optimise(unknowns, observations, targets, settings, progress, device or torch.device("cpu"))
     return _answer(unknowns, observations)
 
 
@@ -93,15 +85,16 @@ def optimise(
 ) -> None:
     """Adam with a linearly falling rate; moves ``unknowns`` in place."""
     unknowns.to(device)
+    observations = on_device(observations, device)
+    targets = None if targets is None else on_device(targets, device)
     optimiser = torch.optim.Adam(unknowns.parameters(), betas=(0.9, 0.9))
-    weight = observations.weight
     for iteration in progress(range(settings.iterations), "aligning"):
         done = iteration / settings.iterations
         optimiser.param_groups[0]["lr"] = max(settings.learning_rate * (1 - done), settings.final_learning_rate)
         optimiser.zero_grad()
         world = unknowns.world()
         points = world.camera_points()
-        loss = point_loss(world, points, observations, weight)
+        loss = point_loss(world, points, observations)
         if targets is not None and done >= settings.flow_start:
             loss = loss + settings.flow_weight * flow_loss(
                 world, points, targets, ignore_px=settings.flow_ignore_px, drop_px=settings.flow_drop_px
@@ -127,12 +120,9 @@ def _answer(unknowns: Unknowns, observations: Observations) -> AlignedCameras:
     intrinsics = torch.eye(3).repeat(n, 1, 1)
     intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = world.focal_px
     intrinsics[:, 0, 2], intrinsics[:, 1, 2] = (width - 1) / 2, (height - 1) / 2
-    confidence = torch.ones_like(world.depth).scatter_reduce(
-        0, observations.frame[:, None].expand_as(observations.confidence), observations.confidence, "amax"
-    )
     return AlignedCameras(
         camera_to_world=poses.float().numpy(),
         intrinsics=intrinsics.numpy(),
         depth=world.depth.unflatten(1, (height, width)).numpy(),
-        confidence=confidence.unflatten(1, (height, width)).numpy(),
+        confidence=observations.frame_confidence.unflatten(1, (height, width)).numpy(),
     )

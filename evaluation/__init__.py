@@ -1,0 +1,1 @@
+"""Benchmarks on public and synthetic data, run from a checkout; nothing here is in the wheel."""
