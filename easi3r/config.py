@@ -200,10 +200,13 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"The configuration {path} cannot be read ({error.strerror}); expected a YAML file.") from error
+        raise ConfigError(
+            f"The configuration {path} cannot be read ({error.strerror}); expected a YAML file."
+        ) from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
-        reason = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else " ".join(str(error).split())[:120]
+        where, what = (f"line {mark.line + 1}: ", getattr(error, "problem", "")) if mark else ("", error)
+        reason = where + " ".join(str(what).split())[:120]
         raise ConfigError(f"The configuration {path} is not YAML ({reason}); expected 'name: value' lines.") from error
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"The configuration {path} holds a {type(tree).__name__}; expected 'name: value' lines.")
@@ -256,7 +259,7 @@ def _as_literal(value: Any, literal: Any) -> Any:
 
 
 def _as_type(value: Any, kind: type) -> Any:
-    """The value as int, float, bool or str; ValueError, TypeError, OverflowError or LookupError if it is no such thing."""
+    """The value as int, float, bool or str; an error of the kinds that ``convert`` expects if it is no such thing."""
     if kind is bool:
         return _TRUTH[str(value).strip().lower()]
     if value is None or isinstance(value, bool):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,14 +20,20 @@ def check_output(path: str | Path, *, overwrite: bool) -> Path:
     Raises OutputError if something is in the way, or if its parent can be neither found nor made.
     """
     target = Path(path).absolute()
-    if target.exists() or target.is_symlink():
-        if not overwrite:
-            raise OutputError(f"The output {path} exists; choose another name, or say overwrite to replace it.")
-        if not (target / MARKER).is_file():
-            raise OutputError(
-                f"The output {path} exists and holds no {MARKER}, so it is not replaced; remove it first."
-            )
-    parent = next(p for p in target.parents if p.exists())
+    try:
+        if target.exists() or target.is_symlink():
+            if not overwrite:
+                raise OutputError(
+                    f"The output {path} exists; choose another name, or replace it with --overwrite "
+                    "(in Python: overwrite=True)."
+                )
+            if not (target / MARKER).is_file():
+                raise OutputError(
+                    f"The output {path} exists and holds no {MARKER}, so it is not replaced; remove it first."
+                )
+        parent = next(p for p in (*target.parents, target) if p.exists())  # target: '/' has no parents
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise _refused(path, error) from error
     if not parent.is_dir():
         raise OutputError(f"The output {path} cannot be written: {parent} is a file; expected a folder.")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -39,45 +45,49 @@ def check_output(path: str | Path, *, overwrite: bool) -> Path:
 def whole_folder(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; on success it takes that name, on an error it is removed.
 
-    An old folder is replaced only once the new one is whole.  Raises OutputError as ``check_output`` does, and for
-    whatever the file system refuses (a full disk, say).
+    An old folder is replaced only once the new one is whole; of a symbolic link the link alone is replaced.  Raises
+    OutputError as ``check_output`` does, and for whatever the file system refuses (a full disk, say).
     """
     target = check_output(path, overwrite=overwrite)
     made = [p for p in target.parents if not p.exists()]
-    partial: Path | None = None
+    partial = _beside(target, "partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        partial.chmod(0o777 & ~_umask())
+        partial.mkdir()
         yield partial
-        _replace(partial, target)
+        _put_in_place(partial, target, overwrite=overwrite)
     except BaseException as error:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         for folder in made:  # innermost first; a folder that others filled meanwhile stays
             with contextlib.suppress(OSError):
                 folder.rmdir()
         if isinstance(error, OSError):
-            raise OutputError(f"The output {path} cannot be written: {error.strerror or error}.") from error
+            raise _refused(path, error) from error
         raise
 
 
-def _replace(partial: Path, target: Path) -> None:
+def _put_in_place(partial: Path, target: Path, *, overwrite: bool) -> None:
+    check_output(target, overwrite=overwrite)  # again: somebody else may have written there meanwhile
     if not target.exists():
         partial.rename(target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    target.rename(old / target.name)
+    old = _beside(target, "old")
+    target.rename(old)
     try:
         partial.rename(target)
-    except OSError:
-        (old / target.name).rename(target)
-        old.rmdir()
+    except BaseException:
+        old.rename(target)
         raise
-    shutil.rmtree(old)
+    if old.is_symlink():
+        old.unlink()
+    else:
+        shutil.rmtree(old, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _beside(target: Path, what: str) -> Path:
+    """A new hidden name in the same folder; cut, since file names end at 255 bytes."""
+    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.{what}")
+
+
+def _refused(path: str | Path, error: OSError) -> OutputError:
+    return OutputError(f"The output {path} cannot be written: {error.strerror or error}; choose another place.")

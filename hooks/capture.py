@@ -12,6 +12,16 @@ from torch import Tensor, nn
 from hooks.sites import HookError, Site, find_sites
 
 
+def mean_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Mean over the queries of ``scale * q.k``, [B, Nk, heads] float32; q [B, heads, Nq, D], k [B, heads, Nk, D].
+
+    The logits are linear in q, so their mean is (mean q).k.  One head after the other, since all heads at once would
+    copy the keys, which is a tenth of the N x N maps at N = 576.
+    """
+    mean_q = (q.mean(dim=2, dtype=torch.float32) * scale).unsqueeze(-1)
+    return torch.cat([torch.bmm(k[:, head].float(), mean_q[:, head]) for head in range(k.shape[1])], dim=2)
+
+
 class _Decoder:
     """The maps of one decoder's layers, written side by side as the layers run."""
 
@@ -21,14 +31,12 @@ class _Decoder:
         self.maps: Tensor | None = None  # [B, N, layers, heads]
 
     def observe(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
-        # The logits are linear in q, so the mean over queries of q.k is (mean q).k.
-        mean_q = q.detach().mean(dim=2, keepdim=True, dtype=torch.float32) * scale
-        means = (mean_q @ k.detach().float().transpose(2, 3)).squeeze(2)  # [B, heads, Nk]
+        means = mean_logits(q.detach(), k.detach(), scale)
         if self.maps is None or layer in self.reached:  # a new forward pass begins
-            batch, heads, tokens = means.shape
+            batch, tokens, heads = means.shape
             self.maps = means.new_empty(batch, tokens, len(self.sites), heads)
             self.reached.clear()
-        self.maps[:, :, layer] = means.transpose(1, 2)
+        self.maps[:, :, layer] = means
         self.reached.add(layer)
 
     def missed(self) -> list[str]:
@@ -52,7 +60,10 @@ class CapturedAttention:
         """Raise HookError naming the sites that the last forward pass did not reach."""
         missed = [name for decoder in self.decoders for name in decoder.missed()]
         if missed:
-            raise HookError(f"The forward pass never reached {len(missed)} captured sites, the first {missed[0]!r}.")
+            raise HookError(
+                f"{len(missed)} attention sites to capture were never reached, the first {missed[0]!r}; expected a whole "
+                "forward pass of this network inside the block."
+            )
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Return and forget the maps of the last forward pass: source and reference.

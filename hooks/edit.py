@@ -31,4 +31,7 @@ def cut_attention(
         yield
     missed = [site.name for layer, site in enumerate(sites) if layer not in reached]
     if missed:
-        raise HookError(f"The forward pass never reached {len(missed)} edited sites, the first {missed[0]!r}.")
+        raise HookError(
+            f"{len(missed)} attention sites to edit were never reached, the first {missed[0]!r}; expected a whole forward "
+            "pass of this network inside the block."
+        )

@@ -32,14 +32,14 @@ class FrameStatistics:
     def mean(self) -> Tensor:
         """[n, ...] float32; zero for a frame that was never seen."""
         if self._mean is None:
-            raise ValueError("no map was folded in yet")
+            raise ValueError("No map was folded in yet; call update first.")
         return self._mean
 
     @property
     def std(self) -> Tensor:
         """[n, ...] float32, unbiased; zero for a frame seen fewer than twice, where no deviation exists."""
         if self._squares is None:
-            raise ValueError("no map was folded in yet")
+            raise ValueError("No map was folded in yet; call update first.")
         degrees = (self.counts - 1).clamp(min=1).to(self._squares.device)
         return (self._squares / degrees.view(-1, *[1] * (self._squares.ndim - 1))).sqrt()
 

@@ -93,7 +93,9 @@ class Dust3r(nn.Module):
         """Tokens along y and x of an image of this size; ValueError if it is not a whole number of patches."""
         patch = self.config.patch_size
         if height % patch or width % patch or not height or not width:
-            raise ValueError(f"the network takes images in multiples of {patch} pixels, not {width}x{height}")
+            raise ValueError(
+                f"An image of {width}x{height} pixels was given; expected multiples of {patch}, so crop or resize it."
+            )
         return height // patch, width // patch
 
     def encode(self, images: Tensor) -> Tensor:
@@ -136,4 +138,5 @@ class Dust3r(nn.Module):
 
 @lru_cache(maxsize=8)
 def _rotary_table(grid: Grid, head_dim: int, base: float, device: torch.device) -> RotaryTable:
-    return RotaryTable(grid, head_dim, base, device)
+    with torch.inference_mode(False):  # the table outlives this call and may take part in training later
+        return RotaryTable(grid, head_dim, base, device)

@@ -23,7 +23,7 @@ class RotaryTable:
 
     def __init__(self, grid: tuple[int, int], head_dim: int, base: float, device: torch.device) -> None:
         if head_dim % 4:
-            raise ValueError(f"rotary position needs head channels in multiples of 4, not {head_dim}")
+            raise ValueError(f"A head has {head_dim} channels; rotary positions need a multiple of 4.")
         half = head_dim // 2
         frequencies = base ** (-torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
         rows, columns = torch.meshgrid(*(torch.arange(n, device=device) for n in grid), indexing="ij")
