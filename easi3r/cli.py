@@ -6,15 +6,17 @@ Exit codes: 0 done; 1 the work failed, one sentence on stderr says why; 2 wrong 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import re
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from easi3r._version import __version__
-from easi3r.config import OPTIONS, Settings, get_setting, load_settings, setting_names
+from easi3r.config import OPTIONS, FrameSettings, Settings, get_setting, load_settings
 from easi3r.errors import ConfigError, Easi3RError, nearest_name
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     """Names the nearest right flag when one is unknown."""
 
     def error(self, message: str) -> NoReturn:
-        if unknown := re.match(r"unrecognized arguments: (--[\w-]+)", message):
+        if unknown := re.match(r"unrecognized arguments:.*?(--[\w-]+)", message):
             subparsers = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
             parsers = [self, *(parser for action in subparsers for parser in action.choices.values())]
             flags = {flag for parser in parsers for flag in parser._option_string_actions}
@@ -57,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     shared = Parser(add_help=False)
-    shared.add_argument("--quiet", action="store_true", help="no progress bars, warnings only")
+    shared.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     work = Parser(add_help=False, parents=[shared])
     work.add_argument("--overwrite", action="store_true", help="replace OUT if it is an earlier result")
     clip = Parser(add_help=False, parents=[work])
@@ -65,7 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     clip.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder to write")
     clip.add_argument("--checkpoint", default="demo", help="'demo', a .pth file, a Hugging Face folder or a hub id")
     clip.add_argument("--config", metavar="FILE.yaml", help="a YAML file of overrides")
-    clip.add_argument("--set", metavar="A.B=C", action="append", default=[], help="one setting by its dotted name")
+    clip.add_argument(
+        "--set", metavar="A.B=C", action="append", default=[], help="one setting, such as pairs.graph=complete"
+    )
     for name, path in OPTIONS.items():
         default = get_setting(Settings(), path)
         text = HELP[name] + ("" if default is None else f" (default: {default})")
@@ -83,25 +87,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    logging.basicConfig(format="easi3r: %(message)s", stream=sys.stderr)
-    logger.setLevel(logging.WARNING if options.quiet else logging.INFO)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold what the terminal cannot show
     try:
-        if options.command == "doctor":
-            from easi3r.doctor import report
+        with _log_to_stderr(logging.WARNING if options.quiet else logging.INFO), warnings.catch_warnings():
+            if not sys.warnoptions:  # what libraries warn of is for developers (python -W default)
+                warnings.simplefilter("ignore")
+            if options.command == "doctor":
+                from easi3r.doctor import report
 
-            print(report())
-        elif options.command == "demo":
-            _demo(options)
-        else:
-            settings = _settings(parser, options)
-            _work(options, settings)
+                print(report())
+            elif options.command == "demo":
+                _demo(options)
+            else:
+                _work(options, _settings(parser, options))
     except KeyboardInterrupt:
         print("easi3r: interrupted; nothing was written", file=sys.stderr)
         return 130
     except Easi3RError as error:
-        print(f"easi3r: {error}", file=sys.stderr)
+        print("easi3r:", *str(error).splitlines(), file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _log_to_stderr(level: int) -> Iterator[None]:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("easi3r: %(message)s"))
+    previous = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(previous)
 
 
 def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Settings:
@@ -111,7 +132,7 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> S
     for assignment in options.set:
         name, equals, value = assignment.partition("=")
         if not equals:
-            parser.error(f"--set takes name=value, not {assignment!r}; names are {', '.join(setting_names()[:3])}, ...")
+            parser.error(f"--set takes name=value, such as pairs.graph=complete, not {assignment!r}")
         changes[name.strip()] = value
     changes |= {name: value for name in OPTIONS if (value := getattr(options, f"option_{name}")) is not None}
     try:
@@ -121,10 +142,12 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> S
 
 
 def _work(options: argparse.Namespace, settings: Settings) -> None:
+    from easi3r.frames import read_frames
     from easi3r.storage import check_output
 
-    check_output(options.output, overwrite=options.overwrite)  # before hours of work, not after
-    _check_source(options.input)
+    # what is wrong already is said before the weights are loaded, not after hours of work
+    check_output(options.output, overwrite=options.overwrite)
+    read_frames(options.input, FrameSettings(max_frames=1, image_size="native"), patch_size=1, trained_size=1)
     from easi3r.model import Easi3R
 
     model = Easi3R.from_pretrained(options.checkpoint, device=settings.device)
@@ -144,15 +167,10 @@ def _demo(options: argparse.Namespace) -> None:
     _finish(scene, options)
 
 
-def _check_source(source: str) -> None:
-    from easi3r.errors import InputError
-
-    if not Path(source).exists():
-        raise InputError(f"There is no file or folder {source!r}; expected a video or a folder of images.")
-
-
 def _finish(result: Motion, options: argparse.Namespace) -> None:
     folder = result.save(options.output, overwrite=options.overwrite)
+    if options.quiet:
+        return
     n, height, width = result.images.shape[:3]
     seconds = sum(result.meta["timings_s"].values())
     print(
@@ -161,3 +179,7 @@ def _finish(result: Motion, options: argparse.Namespace) -> None:
     if "scale" in result.meta:
         print(f"cameras and depth are {result.meta['scale']}")
     print(f"wrote {folder}: scene.json says what each file is; look at images/ and dynamic_mask/ first")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -34,36 +34,34 @@ def report() -> str:
         f"  {sys.executable}",
     ]
     lines.append("required:")
-    lines += [f"  {_state(distribution, module)}" for distribution, module in REQUIRED.items()]
+    lines += [
+        f"  {_state(distribution, module, f'pip install {distribution}')}" for distribution, module in REQUIRED.items()
+    ]
     lines.append("extras:")
     for extra, (packages, purpose) in EXTRAS.items():
         lines.append(f"  {extra}: {purpose}")
-        for distribution, module in packages.items():
-            state = _state(distribution, module)
-            hint = f"; pip install 'easi3r[{extra}]'" if "missing" in state else ""
-            lines.append(f"    {state}{hint}")
+        remedy = f"pip install 'easi3r[{extra}]'"
+        lines += [f"    {_state(distribution, module, remedy)}" for distribution, module in packages.items()]
     lines += ["device:", *(f"  {line}" for line in _device())]
     return "\n".join(lines)
 
 
-def _state(distribution: str, module: str) -> str:
-    """'name version', or why it cannot be used; some packages fail at import with errors of every kind."""
+def _state(distribution: str, module: str, remedy: str) -> str:
+    """'name version', or why it cannot be used and what to do."""
     try:
-        importlib.import_module(module)
-    except ModuleNotFoundError:
-        return f"{distribution}: missing"
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
+        imported = importlib.import_module(module)
+    except Exception as error:  # some packages fail at import with errors of their own kind
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            return f"{distribution}: missing; {remedy}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         hint = (
-            " (on a bare server: apt install libgl1, or pip install opencv-python-headless)"
-            if "libGL" in reason
-            else ""
+            "; on a bare server: apt install libgl1, or pip install opencv-python-headless" if "libGL" in reason else ""
         )
-        return f"{distribution}: installed, but its import fails with {type(error).__name__}: {reason}{hint}"
+        return f"{distribution}: installed, but cannot be imported ({reason}){hint}"
     try:
         return f"{distribution} {metadata.version(distribution)}"
-    except metadata.PackageNotFoundError:
-        return f"{distribution} {getattr(importlib.import_module(module), '__version__', '(version unknown)')}"
+    except metadata.PackageNotFoundError:  # another distribution of the same module: opencv-python-headless
+        return f"{distribution} {getattr(imported, '__version__', '(version unknown)')}"
 
 
 def _device() -> list[str]:

@@ -24,6 +24,7 @@ from easi3r.decoding import (
     video_stream,
 )
 from easi3r.errors import InputError
+from easi3r.progress import Progress, silent
 from easi3r.structures import Array, Crop, Frames
 
 _SQUARE = 224  # checkpoints trained at this size take squares
@@ -31,7 +32,12 @@ _CLOCK_SLACK = 0.0015  # seconds: Matroska rounds its stamps to milliseconds
 
 
 def read_frames(
-    source: str | Path | Sequence[str | Path] | Array, settings: FrameSettings, *, patch_size: int, trained_size: int
+    source: str | Path | Sequence[str | Path] | Array,
+    settings: FrameSettings,
+    *,
+    patch_size: int,
+    trained_size: int,
+    progress: Progress = silent,
 ) -> Frames:
     """Read a clip, choose its frames and bring them to the network's size; only images of that size are kept.
 
@@ -54,7 +60,7 @@ def read_frames(
     chosen: list[SourceFrame] = []
     crop: Crop | None = None
     with closing(stream):
-        for frame in _select(stream, settings, name):
+        for frame in progress(_select(stream, settings, name), "reading frames"):
             pixels = frame.read()
             size = pixels.shape[1], pixels.shape[0]
             crop = crop or plan_crop(size, settings.image_size, patch_size=patch_size, trained_size=trained_size)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 
+from easi3r.decoding import read_image
 from easi3r.errors import InputError
 from easi3r.structures import Array, Crop, DynamicMasks, Frames
 
@@ -24,10 +26,10 @@ def read_masks(given: Any, frames: Frames) -> DynamicMasks:
     Raises InputError for another count, size or kind of values.
     """
     n, height, width = frames.images.shape[:3]
-    if isinstance(given, str) and given == NONE:
+    if isinstance(given, str) and given.strip().lower() == NONE:
         mask = np.zeros((n, height, width), dtype=bool)
     else:
-        layers = _read_folder(Path(given)) if isinstance(given, (str, Path)) else list(np.asarray(given))
+        layers = _read_folder(Path(given)) if isinstance(given, (str, os.PathLike)) else _check_array(given)
         if len(layers) != n:
             raise InputError(f"{len(layers)} masks were given for {n} frames; expected one mask per frame.")
         mask = np.stack(
@@ -36,24 +38,40 @@ def read_masks(given: Any, frames: Frames) -> DynamicMasks:
     return DynamicMasks(score=mask.astype(np.float32), mask=mask, threshold=None)
 
 
+def _check_array(given: Any) -> Array:
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError) as error:  # a ragged list, a tensor on the GPU
+        reason = " ".join(str(error).split())[:80]
+        raise InputError(f"masks is no array ({reason}); expected [n, H, W], bool or 0 and 255.") from error
+    if array.ndim != 3 or array.dtype.kind not in "biuf":
+        raise InputError(
+            f"masks is {array.dtype} of shape {list(array.shape)}; expected an array [n, H, W], bool or 0 and 255, "
+            "a folder of PNG files, or 'none'."
+        )
+    return array
+
+
 def _read_folder(folder: Path) -> list[Array]:
     if not folder.is_dir():
         raise InputError(f"masks is {str(folder)!r}; expected an array, a folder of PNG files, or 'none'.")
-    paths = sorted(folder.glob("*.png"))
+    paths = [path for path in folder.iterdir() if path.suffix.lower() == ".png" and not path.name.startswith(".")]
     if not paths:
         raise InputError(f"The folder of masks {folder} holds no PNG file; expected one per frame, 255 = moves.")
-    try:
-        layers = [np.asarray(iio.imread(path)) for path in paths]
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"A mask in {folder} cannot be read as PNG: {error}.") from error
-    return [layer[..., 0] if layer.ndim == 3 else layer for layer in layers]
+    return [read_image(path).max(axis=2) for path in sorted(paths, key=_by_number)]
+
+
+def _by_number(path: Path) -> list[int | str]:
+    """Sort key that puts mask_2 before mask_10, as frames are."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", path.name.casefold()))]
 
 
 def _fit(layer: Array, crop: Crop, index: int) -> Array:
-    if layer.ndim != 2 or (layer.dtype != bool and not np.isin(layer, (0, 255)).all()):
-        raise InputError(
-            f"Mask {index} is {layer.dtype} of shape {layer.shape}; expected [H, W], bool or 0 and 255, 255 = moves."
-        )
+    """[H, W] of the source's size or the network's -> bool at the network's."""
+    if layer.dtype != bool and not np.isin(layer, (0, 255)).all():
+        values = np.unique(layer)
+        shown = ", ".join(f"{value:g}" for value in values[:4]) + ", ..." * (len(values) > 4)
+        raise InputError(f"Mask {index} holds the values {shown}; expected bool, or 0 and 255, 255 = moves.")
     moves = layer.astype(bool)
     size = (moves.shape[1], moves.shape[0])
     if size == crop.size:

@@ -14,15 +14,18 @@ def make_pairs(num_frames: int, settings: PairSettings) -> Array:
 
     Graphs: ``window`` pairs frame i with i + 1, i + 1 + stride, ... (``window`` partners, no wrap-around),
     ``complete`` everything with everything, ``logarithmic`` i with i + 1, 2, 4, 8, ..., ``reference`` one frame with
-    all others.  A single frame is paired with itself, once.
+    all others.  A single frame is paired with itself, once.  Raises ConfigError for a reference beyond the clip.
 
     >>> make_pairs(3, PairSettings()).tolist()
     [[0, 1], [1, 2], [1, 0], [2, 1]]
     """
+    if settings.graph == "reference" and settings.reference >= num_frames:
+        raise ConfigError(
+            f"pairs.reference is {settings.reference}, but the clip has {num_frames} frames; expected one of them, "
+            f"0 to {num_frames - 1}."
+        )
     if num_frames == 1:
         return np.zeros((1, 2), dtype=np.int64)
-    if settings.graph == "reference" and settings.reference >= num_frames:
-        raise ConfigError(f"pairs.reference is {settings.reference}, but the clip has {num_frames} frames.")
     if settings.graph == "reference":
         centre = settings.reference
         forward = sorted((min(i, centre), max(i, centre)) for i in range(num_frames) if i != centre)

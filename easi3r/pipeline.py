@@ -31,6 +31,7 @@ from easi3r.scene import Motion, Scene
 from easi3r.structures import Frames
 
 
+@torch.inference_mode(False)  # somebody may call us from within it, and the alignment needs gradients
 def run(
     network: Dust3r,
     checkpoint: CheckpointInfo,
@@ -47,7 +48,9 @@ def run(
     config, clock = network.config, Clock()
 
     with clock("frames"):
-        frames = read_frames(source, settings.frames, patch_size=config.patch_size, trained_size=max(config.img_size))
+        frames = read_frames(
+            source, settings.frames, patch_size=config.patch_size, trained_size=max(config.img_size), progress=progress
+        )
     n, height, width = frames.images.shape[:3]
     grid = network.grid_of(height, width)
     pairs = make_pairs(n, settings.pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +21,23 @@ from easi3r.structures import Array, AttentionMaps, Crop
 Keep = Literal["all", "static", "dynamic"]
 FORMAT_VERSION = 1
 
-CONVENTIONS = {
-    "camera_to_world": "4x4, moves camera-frame points into the world; OpenCV axes: x right, y down, z forward",
-    "world": "the first frame's camera is the origin",
-    "pixels": "the centre of the top-left pixel is (0, 0): u = fx X / Z + cx",
-    "intrinsics": "3x3 K in pixels of images/ (cameras.npz: original_intrinsics is K in pixels of the source frames)",
-    "depth": "z-depth, not distance; one scale for the whole scene",
-    "confidence": "1 or more, higher is better; no unit",
+MOTION_CONVENTIONS = {
+    "images": "PNG, RGB: the frames as the network saw them; meta.crops says how each source frame was resized and cut",
+    "pixels": "the centre of the top-left pixel is (0, 0)",
     "dynamic_mask": "PNG: 255 = moves, 0 = static",
     "dynamic_score": "0 to 1, higher moves more",
-    "trajectory.txt": "TUM: timestamp tx ty tz qx qy qz qw, camera-to-world, seconds",
-    "attention.npz": "source_mean, source_std, reference_mean, reference_std, dynamic_map: [frames, h, w] tokens",
+    "attention.npz": "source_mean, source_std, reference_mean, reference_std, dynamic_map: [frames, h, w] tokens, 0..1",
     "timestamps": "seconds on the source's clock",
+}
+SCENE_CONVENTIONS = MOTION_CONVENTIONS | {
+    "camera_to_world": "4x4, moves camera-frame points into the world; OpenCV axes: x right, y down, z forward",
+    "world": "the first frame's camera is the origin",
+    "intrinsics": "3x3 K, u = fx X / Z + cx, in pixels of images/ (original_intrinsics: of the source frames)",
+    "cameras.npz": "camera_to_world, intrinsics, original_intrinsics, timestamps: one row per frame",
+    "depth": "z-depth, not distance; one scale for the whole scene (meta.scale)",
+    "confidence": "1 or more, higher is better; no unit",
+    "valid_mask": "PNG: 0 = padding of images of unequal size; no such folder: there is no padding",
+    "trajectory.txt": "TUM: timestamp tx ty tz qx qy qz qw, camera-to-world, seconds",
 }
 
 
@@ -49,6 +55,7 @@ class Motion:
     """What moves in a clip of n frames, H x W pixels."""
 
     kind: ClassVar[str] = "motion"
+    conventions: ClassVar[dict[str, str]] = MOTION_CONVENTIONS
 
     images: Array  # [n, H, W, 3] uint8 RGB, as the network saw them
     dynamic_score: Array  # [n, H, W] float32 in [0, 1]
@@ -76,26 +83,46 @@ class Motion:
         """Read a saved folder; OutputError if there is none, or if it is damaged or of another kind."""
         folder = Path(path)
         if not (folder / MARKER).is_file():
-            raise OutputError(f"There is no saved result at {path}: expected a folder with {MARKER}.")
+            raise OutputError(f"There is no saved result at {path}; expected a folder with {MARKER}.")
         try:
-            header = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-            kind, num_frames, meta = header["kind"], int(header["num_frames"]), dict(header["meta"])
-            if kind == cls.kind:
-                return cls(**cls._read(folder, num_frames), meta=meta)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError) as error:
+            header = json.loads((folder / MARKER).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            kind, version, meta = header["kind"], int(header["format_version"]), dict(header["meta"])
+            if kind == cls.kind and version <= FORMAT_VERSION:
+                result = cls(**cls._read(folder, header["num_frames"]), meta=meta)
+                result._check_shapes()
+                return result
+        except Exception as error:  # damaged files make the readers of JSON, npz, npy and PNG raise a dozen types
             reason = " ".join(str(error).split())[:160]
-            raise OutputError(f"The saved result at {path} is damaged ({type(error).__name__}: {reason}).") from error
-        raise OutputError(f"{path} holds a saved {kind}, not a {cls.kind}; load it with {str(kind).title()}.load.")
+            raise OutputError(
+                f"The saved result at {path} is damaged ({type(error).__name__}: {reason}); make it again."
+            ) from error
+        if kind not in (Motion.kind, Scene.kind) or version > FORMAT_VERSION:
+            raise OutputError(f"{path} holds a {kind!r} of format {version}, which needs a newer easi3r; upgrade it.")
+        raise OutputError(f"{path} holds a saved {kind}, not a {cls.kind}; load it with {kind.title()}.load.")
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """What every array must look like, given the images."""
+        pixels = self.images.shape[:3]
+        return {"images": (*pixels, 3), "dynamic_score": pixels, "dynamic_mask": pixels, "timestamps": pixels[:1]}
+
+    def _check_shapes(self) -> None:
+        for name, expected in self._shapes().items():
+            if (found := getattr(self, name).shape) != expected:
+                raise ValueError(f"{name} is {list(found)} where {list(expected)} was expected")
 
     def _write(self, folder: Path) -> None:
         header = {
             "kind": self.kind,
             "format_version": FORMAT_VERSION,
             "num_frames": self.num_frames,
-            "conventions": CONVENTIONS,
+            "conventions": self.conventions,
             "meta": self.meta,
         }
-        (folder / MARKER).write_text(json.dumps(header, indent=1, allow_nan=False), encoding="utf-8")
+        try:
+            text = json.dumps(header, indent=1, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise OutputError(f"meta cannot be saved as JSON ({error}); expected plain, finite values.") from error
+        (folder / MARKER).write_text(text, encoding="utf-8")
         arrays: dict[str, Any] = self.attention.arrays()
         np.savez(folder / "attention.npz", **arrays)
         _write_frames(folder / "images", self.images)
@@ -128,6 +155,7 @@ class Scene(Motion):
     """A 4D scene: ``Motion``, with cameras and depth.  Unprojecting ``depth`` *is* the point cloud."""
 
     kind: ClassVar[str] = "scene"
+    conventions: ClassVar[dict[str, str]] = SCENE_CONVENTIONS
 
     camera_to_world: Array  # [n, 4, 4] float32, OpenCV axes, frame 0 is the origin
     intrinsics: Array  # [n, 3, 3] float32, in pixels of ``images``
@@ -154,10 +182,7 @@ class Scene(Motion):
         """
         if keep not in ("all", "static", "dynamic"):
             raise InputError(f"keep is {keep!r}; expected 'all', 'static' or 'dynamic'.")
-        index = np.arange(self.num_frames) if frames is None else np.atleast_1d(np.asarray(frames, dtype=np.int64))
-        if index.size and (index.min() < -self.num_frames or index.max() >= self.num_frames):
-            raise InputError(f"frames are {list(map(int, index))}, but the scene has {self.num_frames} frames.")
-        index = index % max(self.num_frames, 1)
+        index = self._frame_indices(frames)
         chosen = self.valid_mask[index] & (self.confidence[index] >= min_confidence)
         if keep != "all":
             chosen &= self.dynamic_mask[index] == (keep == "dynamic")
@@ -171,10 +196,28 @@ class Scene(Motion):
             dynamic=self.dynamic_mask[index][chosen],
         )
 
+    def _frame_indices(self, frames: Sequence[int] | None) -> Array:
+        """[k] in [0, num_frames)."""
+        n = self.num_frames
+        if frames is None:
+            return np.arange(n)
+        index = np.atleast_1d(np.asarray(frames, dtype=None if np.size(frames) else np.int64))
+        if index.ndim != 1 or index.dtype.kind not in "iu" or not np.isin(index, range(-n, n)).all():
+            raise InputError(
+                f"frames is {reprlib.repr(frames)}; expected whole numbers from {-n} to {n - 1}, since the scene has "
+                f"{n} frames."
+            )
+        return index % n
+
     def trajectory(self) -> Array:
         """[n, 8] float64 in TUM's order: timestamp tx ty tz qx qy qz qw, camera-to-world."""
         quaternions = Rotation.from_matrix(self.camera_to_world[:, :3, :3].astype(np.float64)).as_quat()
         return np.column_stack([self.timestamps, self.camera_to_world[:, :3, 3], quaternions])
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        pixels = self.images.shape[:3]
+        cameras = {"camera_to_world": (*pixels[:1], 4, 4), "intrinsics": (*pixels[:1], 3, 3)}
+        return super()._shapes() | cameras | dict.fromkeys(("depth", "confidence", "valid_mask"), pixels)
 
     def _write(self, folder: Path) -> None:
         super()._write(folder)
@@ -217,5 +260,12 @@ def _write_frames(folder: Path, frames: Array) -> None:
 
 
 def _read_frames(folder: Path, num_frames: int, suffix: str) -> Array:
+    found = len(list(folder.glob(f"frame_*.{suffix}")))
+    if found != num_frames:  # asked first, lest a damaged number of frames fill the memory
+        raise ValueError(f"{folder.name} holds {found} frames where {num_frames!r} were expected")
     paths = [folder / f"frame_{i:05d}.{suffix}" for i in range(num_frames)]
-    return np.stack([iio.imread(path) if suffix == "png" else np.load(path) for path in paths])
+    return np.stack([iio.imread(path, plugin="pillow") if suffix == "png" else np.load(path) for path in paths])
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -76,8 +77,25 @@ def _put_in_place(partial: Path, target: Path, *, overwrite: bool) -> None:
     try:
         partial.rename(target)
     except BaseException:
-        old.rename(target)
+        _put_back(old, target)
         raise
+    _remove(old)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    """Undo the first half of a replacement, unless another writer's result has taken the place."""
+    while not target.exists():
+        try:
+            old.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        else:
+            return
+    _remove(old)
+
+
+def _remove(old: Path) -> None:
     if old.is_symlink():
         old.unlink()
     else:

@@ -61,7 +61,7 @@ class CapturedAttention:
         missed = [name for decoder in self.decoders for name in decoder.missed()]
         if missed:
             raise HookError(
-                f"{len(missed)} attention sites to capture were never reached, the first {missed[0]!r}; expected a whole "
+                f"{len(missed)} attention sites to capture were never reached, the first {missed[0]!r}; run a whole "
                 "forward pass of this network inside the block."
             )
 

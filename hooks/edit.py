@@ -32,6 +32,6 @@ def cut_attention(
     missed = [site.name for layer, site in enumerate(sites) if layer not in reached]
     if missed:
         raise HookError(
-            f"{len(missed)} attention sites to edit were never reached, the first {missed[0]!r}; expected a whole forward "
+            f"{len(missed)} attention sites to edit were never reached, the first {missed[0]!r}; run a whole forward "
             "pass of this network inside the block."
         )

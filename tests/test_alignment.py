@@ -5,11 +5,12 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from pair_predictions import synthetic_predictions
 from trajectory_metrics import ate, rpe_rotation_deg, static_absrel
 
 from easi3r.alignment import align
-from easi3r.alignment.initialise import initialise, weiszfeld_focal
+from easi3r.alignment.initialise import centred_pixels, initialise, weiszfeld_focal
 from easi3r.alignment.observations import observe
 from easi3r.config import AlignmentSettings, FlowSettings, PairSettings
 from easi3r.demo.rendering import Clip, render
@@ -52,22 +53,24 @@ def aligned(seed: int, *, hard: bool, flow: bool = False, masked: bool = True) -
     )
 
 
-def median_ate(**variant: bool) -> float:
-    return float(np.median([ate(aligned(s, **variant).camera_to_world, world(s).camera_to_world) for s in SEEDS]))
+def path_errors(**variant: bool) -> np.ndarray:
+    return np.array([ate(aligned(s, **variant).camera_to_world, world(s).camera_to_world) for s in SEEDS])
 
 
-def test_easy_noise_gives_the_path_to_15_per_mille_of_a_percent_and_the_depth_to_8_per_mille() -> None:
+def test_easy_noise_leaves_under_15_hundredths_of_a_percent_of_the_path_and_8_per_mille_of_the_depth() -> None:
     depth_errors = [static_absrel(aligned(s, hard=False).depth, world(s).depth, ~world(s).dynamic_mask) for s in SEEDS]
-    assert median_ate(hard=False) < 0.0015
+    assert np.median(path_errors(hard=False)) < 0.0015
     assert np.median(depth_errors) < 0.008
 
 
 def test_flow_from_the_images_halves_the_error_of_the_path_under_hard_noise() -> None:
-    assert median_ate(hard=True, flow=True) < 0.5 * median_ate(hard=True)
+    assert np.median(path_errors(hard=True, flow=True)) < 0.5 * np.median(path_errors(hard=True))
 
 
-def test_leaving_the_movers_unmasked_makes_the_path_visibly_worse() -> None:
-    assert median_ate(hard=True, flow=True, masked=False) > 1.2 * median_ate(hard=True, flow=True)
+def test_leaving_the_movers_unmasked_makes_the_path_worse_on_every_seed() -> None:
+    masked, unmasked = path_errors(hard=True, flow=True), path_errors(hard=True, flow=True, masked=False)
+    assert (unmasked > masked).all()
+    assert np.median(unmasked) > 1.2 * np.median(masked)
 
 
 def test_rotations_and_focal_are_right_under_easy_noise() -> None:
@@ -84,7 +87,7 @@ def test_the_answer_does_not_depend_on_the_unit_of_the_predictions() -> None:
         predictions, points_first=100 * predictions.points_first, points_second=100 * predictions.points_second
     )
     one, other = (quick(p, clip) for p in (predictions, scaled))
-    np.testing.assert_allclose(one.camera_to_world, other.camera_to_world, atol=2e-3)
+    np.testing.assert_allclose(one.camera_to_world, other.camera_to_world, atol=1e-2)
     np.testing.assert_allclose(one.depth, other.depth, rtol=2e-2)
 
 
@@ -135,6 +138,14 @@ def test_a_few_frames_are_enough(num_frames: int) -> None:
     assert answer.intrinsics[0, 0, 0] == pytest.approx(clip.intrinsics[0, 0, 0], rel=0.02)
 
 
+def test_it_works_where_gradients_are_switched_off() -> None:
+    clip = world(0, 2)
+    predictions = synthetic_predictions(clip, pairs_of(clip), hard=False, seed=0)
+    with torch.no_grad():
+        without = quick(predictions, clip)
+    np.testing.assert_array_equal(without.depth, quick(predictions, clip).depth)
+
+
 def test_confidence_is_the_highest_that_any_pair_gives() -> None:
     answer = aligned(0, hard=False)
     np.testing.assert_allclose(answer.confidence, 8.0)
@@ -155,10 +166,8 @@ def test_weiszfeld_finds_the_focal_length_in_spite_of_outliers() -> None:
     points = unproject(clip.depth[0].astype(np.float64), clip.intrinsics[0].astype(np.float64))
     rng = np.random.default_rng(0)
     points[rng.random(points.shape[:2]) < 0.2] *= [1.5, 0.7, 1.0]
-    import torch
-
     flat = torch.from_numpy(points).reshape(-1, 3).T
-    focal = weiszfeld_focal(flat, torch.ones(flat.shape[1]).double(), clip.depth[0].shape)
+    focal = weiszfeld_focal(flat, torch.ones(flat.shape[1]), centred_pixels(clip.depth[0].shape))
     assert float(focal) == pytest.approx(clip.intrinsics[0, 0, 0], rel=0.01)
 
 

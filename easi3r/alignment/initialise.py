@@ -14,6 +14,7 @@ from torch import Tensor
 
 from easi3r.alignment.observations import Observations
 
+START_POINTS = 20_000  # pixels of a frame that the start looks at; it only has to be near
 PNP_POINTS = 4000  # enough for a pose; RANSAC's time grows with them
 PNP_ERROR_PX = 5.0
 MIN_PNP_POINTS = 6
@@ -35,11 +36,12 @@ class Start:
 def initialise(observations: Observations, *, shared_focal: bool) -> Start:
     """Chain the pairs of a spanning tree into one world, then read cameras, depths and pair similarities off it."""
     n = observations.num_frames
-    focal = torch.stack([frame_focal(observations, frame) for frame in range(n)])
+    sample = sample_pixels(observations.points.shape[-1])
+    focal = torch.stack([frame_focal(observations, frame, sample) for frame in range(n)])
     if shared_focal:
         focal = focal.median().expand(n).clone()
-    world, weight = chain_points(observations)
-    rotation, translation, scale = pair_similarities(observations, world)
+    world, weight = chain_points(observations, sample)
+    rotation, translation, scale = pair_similarities(observations, world, sample)
     poses = torch.eye(4).repeat(n, 1, 1)
     for i in range(n):
         pose = pose_by_pnp(world[i], weight[i], float(focal[i]), observations.size)
@@ -54,39 +56,44 @@ def initialise(observations: Observations, *, shared_focal: bool) -> Start:
     return Start(poses, focal, depth / unit, rotation, translation / unit, scale / unit)
 
 
-def frame_focal(observations: Observations, frame: int) -> Tensor:
+def sample_pixels(num_pixels: int) -> Tensor:
+    """Indices of at most ``START_POINTS`` pixels, ascending; scattered at random, but always the same."""
+    if num_pixels <= START_POINTS:
+        return torch.arange(num_pixels)
+    return torch.randperm(num_pixels, generator=torch.Generator().manual_seed(0))[:START_POINTS].sort().values
+
+
+def frame_focal(observations: Observations, frame: int, sample: Tensor) -> Tensor:
     """Focal length in pixels of one frame: the median over the pairs in which it is the first view."""
+    pixels = centred_pixels(observations.size)[:, sample]
     focals = [
-        weiszfeld_focal(observations.points[o], observations.weight[o], observations.size)
+        weiszfeld_focal(observations.points[o][:, sample], observations.weight[o, sample], pixels)
         for o in (observations.is_first & (observations.frame == frame)).nonzero()[:, 0].tolist()
     ]
     return torch.stack(focals).median()
 
 
-def weiszfeld_focal(points: Tensor, weight: Tensor, size: tuple[int, int], iterations: int = 10) -> Tensor:
-    """Focal that minimises the sum of weighted distances |pixel - f * (x, y) / z|, principal point at the centre.
+def weiszfeld_focal(points: Tensor, weight: Tensor, pixels: Tensor, iterations: int = 10) -> Tensor:
+    """Focal that minimises the sum of weighted distances |pixel - f * (x, y) / z|, by Weiszfeld's reweighting.
 
-    points: [3, N] in the camera's own frame.  weight: [N].  Weiszfeld's iteratively reweighted least squares.
-    Falls back to the image diagonal (about 53 degrees across) where no point lies in front of the camera.
+    points: [3, N] in the camera's own frame.  weight: [N].  pixels: [2, N] from the principal point.
+    Twice the largest |pixel| (53 degrees along that axis) where no point lies in front of the camera.
     """
-    height, width = size
-    pixel = centred_pixels(size)
     usable = (points[2] > 1e-6) & (weight > 0)
-    diagonal = torch.tensor(float(np.hypot(height, width)))
+    half_side = pixels.abs().max().clamp(min=0.5)
     if not usable.any():
-        return diagonal
+        return 2 * half_side
     ray = points[:2, usable] / points[2, usable]
-    pixel, weight = pixel[:, usable], weight[usable]
+    pixel, weight = pixels[:, usable], weight[usable]
     reweighted = weight
-    focal = diagonal
     for _ in range(iterations):
         focal = (reweighted * (pixel * ray).sum(0)).sum() / (reweighted * (ray * ray).sum(0)).sum().clamp(min=1e-12)
         reweighted = weight / torch.hypot(*(pixel - focal * ray)).clamp(min=1e-6)
     # an opening between 5 and 170 degrees: what lies outside is no camera but a bad prediction
-    return focal.clamp(min=0.05 * max(size), max=12.0 * max(size))
+    return torch.minimum(torch.maximum(focal, 0.1 * half_side), 24 * half_side)
 
 
-def chain_points(observations: Observations) -> tuple[Tensor, Tensor]:
+def chain_points(observations: Observations, sample: Tensor) -> tuple[Tensor, Tensor]:
     """World points [n, 3, N] of every frame and their weights [n, N], by Procrustes along the strongest tree."""
     views = observations.views_of_pairs()
     ends = observations.frame[views].tolist()  # of each pair: first and second frame
@@ -106,8 +113,11 @@ def chain_points(observations: Observations) -> tuple[Tensor, Tensor]:
     for known, new, k in _tree_walk(strongest, score, observations.num_frames, ends[root][0]):
         if new not in ends[root]:
             known_view, new_view = views[k].tolist() if ends[k][0] == known else reversed(views[k].tolist())
-            shared = observations.weight[known_view] * weight[known]
-            rotation, translation, scale = procrustes(observations.points[known_view], world[known], shared)
+            rotation, translation, scale = procrustes(
+                observations.points[known_view][:, sample],
+                world[known][:, sample],
+                observations.weight[known_view, sample] * weight[known, sample],
+            )
             world[new] = scale * (rotation @ observations.points[new_view]) + translation[:, None]
             weight[new] = observations.weight[new_view]
     return world, weight
@@ -151,13 +161,14 @@ def pose_by_pnp(world: Tensor, weight: Tensor, focal_px: float, size: tuple[int,
     return torch.from_numpy(world_to_camera.T).float(), torch.from_numpy(centre).float()
 
 
-def pair_similarities(observations: Observations, world: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pair_similarities(observations: Observations, world: Tensor, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rotation [P, 3, 3], translation [P, 3] and scale [P] that carry each pair's points onto the world's."""
     found = []
     for views in observations.views_of_pairs():
-        source = observations.points[views].transpose(0, 1).flatten(1)
-        target = world[observations.frame[views]].transpose(0, 1).flatten(1)
-        found.append(procrustes(source, target, observations.weight[views].flatten()))
+        source = torch.cat([observations.points[view][:, sample] for view in views], dim=1)
+        target = torch.cat([world[observations.frame[view]][:, sample] for view in views], dim=1)
+        weight = torch.cat([observations.weight[view, sample] for view in views])
+        found.append(procrustes(source, target, weight))
     rotation, translation, scale = (torch.stack(parts) for parts in zip(*found, strict=True))
     return rotation, translation, scale
 

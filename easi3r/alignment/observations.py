@@ -56,27 +56,27 @@ def rows_by_value(ascending: Tensor, count: int) -> list[slice]:
 
 
 def observe(predictions: PairPredictions, num_frames: int) -> Observations:
-    """Rearrange predictions into observations (a copy)."""
+    """Rearrange predictions into observations (one copy, no temporary of their size)."""
     pairs = torch.from_numpy(predictions.pairs)
     frame, order = pairs.T.flatten().sort(stable=True)
-    height, width = predictions.points_first.shape[1:3]
-    points = torch.cat([predictions.points_first, predictions.points_second]).flatten(1, 2).transpose(1, 2)[order]
-    confidence = torch.cat([predictions.confidence_first, predictions.confidence_second]).flatten(1)[order]
-    usable = points.isfinite().all(dim=1) & confidence.isfinite()
-    confidence = torch.where(usable, confidence, 1.0)
-    frame_confidence = confidence.new_ones(num_frames, confidence.shape[1]).scatter_reduce_(
-        0, frame[:, None].expand_as(confidence), confidence, "amax"
-    )
-    return Observations(
-        pair=order % len(pairs),
-        frame=frame,
-        is_first=order < len(pairs),
-        points=torch.where(usable[:, None], points, 0.0).contiguous(),
-        weight=confidence.log(),
-        mean_confidence=confidence.mean(dim=1),
-        frame_confidence=frame_confidence,
-        size=(int(height), int(width)),
-    )
+    is_first, pair = order < len(pairs), order % len(pairs)
+    count, (height, width) = len(order), predictions.points_first.shape[1:3]
+    points = predictions.points_first.new_empty(count, 3, height * width)
+    weight = predictions.points_first.new_empty(count, height * width)
+    mean_confidence = weight.new_empty(count)
+    frame_confidence = weight.new_ones(num_frames, height * width)
+    for row in range(count):
+        views = "first" if is_first[row] else "second"
+        said = getattr(predictions, f"points_{views}")[pair[row]].flatten(0, 1).T
+        confidence = getattr(predictions, f"confidence_{views}")[pair[row]].flatten()
+        usable = said.isfinite().all(dim=0) & confidence.isfinite()
+        confidence = torch.where(usable, confidence, 1.0)
+        points[row] = torch.where(usable, said, 0.0)
+        weight[row] = confidence.log()
+        mean_confidence[row] = confidence.mean()
+        torch.maximum(frame_confidence[frame[row]], confidence, out=frame_confidence[frame[row]])
+    size = (int(height), int(width))
+    return Observations(pair, frame, is_first, points, weight, mean_confidence, frame_confidence, size)
 
 
 def on_device(record: Record, device: torch.device) -> Record:

@@ -75,6 +75,7 @@ def align(
     return _answer(unknowns, observations)
 
 
+@torch.enable_grad()
 def optimise(
     unknowns: Unknowns,
     observations: Observations,

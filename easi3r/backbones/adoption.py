@@ -12,10 +12,17 @@ import re
 
 from torch import nn
 
-from easi3r.backbones.checkpoint import UNKNOWN_LICENCE, CheckpointInfo, build_network, parse_config, some_of
+from easi3r.backbones.checkpoint import UNKNOWN_LICENCE, CheckpointInfo, build_network, some_of
+from easi3r.backbones.configuration import parse_config
 from easi3r.backbones.dust3r import Dust3r
-from easi3r.errors import InputError
+from easi3r.errors import CheckpointError, InputError
 
+NEEDED = (
+    "patch_embed.proj.weight",
+    "enc_blocks.0.attn.qkv.weight",
+    "decoder_embed.weight",
+    "dec_blocks.0.cross_attn.projq.weight",
+)
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # DataParallel, torch.compile
 
 
@@ -23,25 +30,36 @@ def adopt_network(network: nn.Module) -> tuple[Dust3r, CheckpointInfo]:
     """Build a Dust3r on the tensors of a DUSt3R-shaped ``network`` (public names), which stays as it is.
 
     Sizes are read from names and shapes; head counts, value ranges and the rotary base from the modules.
-    Raises InputError for an object of another shape, CheckpointError for tensors that are missing.
+    Raises InputError for an object of another shape.
     """
     name = f"the given {type(network).__name__}"
     info = CheckpointInfo(name, None, UNKNOWN_LICENCE)
     if isinstance(network, Dust3r):
         return network, info
+    try:
+        return _on_tensors_of(network, name), info
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
+
+
+def _on_tensors_of(network: nn.Module, name: str) -> Dust3r:
     tensors = {WRAPPERS.sub("", key): value for key, value in network.state_dict().items()}
     modules = {WRAPPERS.sub("", f"{key}."): value for key, value in network.named_modules()}
-    if not {"patch_embed.proj.weight", "decoder_embed.weight"} <= tensors.keys():
+    lacking = [key for key in NEEDED if key not in tensors]
+    if lacking:
         raise InputError(
-            f"The tensors of {name} are {some_of(sorted(tensors)) or 'none'}; expected a DUSt3R-shaped network with "
-            "patch_embed, enc_blocks, decoder_embed, dec_blocks, dec_blocks2, downstream_head1 and downstream_head2."
+            f"The tensors of {name} are {some_of(sorted(tensors)) or 'none'}, without {some_of(lacking)}; expected a "
+            "DUSt3R-shaped network."
         )
     heads = {side: getattr(modules.get(f"{side}_blocks.0.attn."), "num_heads", None) for side in ("enc", "dec")}
     if None in heads.values():
-        raise InputError(f"The attention of {name} does not say its num_heads; expected it at enc_blocks.0.attn.")
+        raise InputError(f"The attention of {name} does not say its num_heads; expected them at every blocks.0.attn.")
     trunk = next(module for module in network.modules() if hasattr(module, "dec_blocks"))
+    ropes = (getattr(module, "rope", None) for module in (trunk, modules["dec_blocks.0.cross_attn."]))
+    rope = next((rope for rope in ropes if rope is not None), None)
+    if rope is None:
+        raise InputError(f"The attention of {name} has no rope; expected rotary positions, as in DUSt3R.")
     patch = tensors["patch_embed.proj.weight"]
-    size = getattr(modules.get("patch_embed."), "img_size", 512)
     arguments = {
         "enc_embed_dim": patch.shape[0],
         "enc_depth": _count_blocks(tensors, "enc_blocks"),
@@ -50,13 +68,13 @@ def adopt_network(network: nn.Module) -> tuple[Dust3r, CheckpointInfo]:
         "dec_depth": _count_blocks(tensors, "dec_blocks"),
         "dec_num_heads": heads["dec"],
         "patch_size": patch.shape[-1],
-        "img_size": size,
+        "img_size": getattr(modules["patch_embed."], "img_size", 512),
         "head_type": "dpt" if "downstream_head1.dpt.head.0.weight" in tensors else "linear",
-        "pos_embed": f"RoPE{float(getattr(getattr(trunk, 'rope', None), 'base', 100.0))}",
+        "pos_embed": f"RoPE{float(getattr(rope, 'base', 100.0))}",
         "depth_mode": getattr(trunk, "depth_mode", ("exp", -math.inf, math.inf)),
         "conf_mode": getattr(trunk, "conf_mode", ("exp", 1.0, math.inf)),
     }
-    return build_network(parse_config(arguments, name), tensors, name, extras_allowed=True), info
+    return build_network(parse_config(arguments, name), tensors, name, extras_allowed=True)
 
 
 def _count_blocks(tensors: dict[str, object], prefix: str) -> int:

@@ -7,14 +7,13 @@ folder (``config.json``, ``model.safetensors``), local or by hub id.  The constr
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import json
-import math
 import pickle
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from easi3r.backbones.configuration import parse_config, parse_constructor
 from easi3r.backbones.dust3r import Dust3r, Dust3rConfig
-from easi3r.backbones.heads import HEADS
 from easi3r.errors import CheckpointError, MissingExtraError
-
-MODEL_CLASSES = ("AsymmetricCroCo3DStereo", "AsymmetricMASt3R")
 
 # What a checkpoint may hold that the method never reads: training's mask token, the local features of MASt3R, the
 # second name of four convolutions, and a unit of the coarsest fusion that has no input.
@@ -69,7 +66,7 @@ def load_checkpoint(name: str | Path) -> tuple[Dust3r, CheckpointInfo]:
     Raises CheckpointError for a file that is missing, unsafe, of another model or incomplete, MissingExtraError when
     a package for its format is absent.
     """
-    path = Path(name)
+    path, what = Path(name), f"the checkpoint {name}"
     if path.is_dir():
         arguments, tensors, file = _read_folder(path)
     elif path.is_file():
@@ -81,22 +78,24 @@ def load_checkpoint(name: str | Path) -> tuple[Dust3r, CheckpointInfo]:
             f"There is no checkpoint at {str(name)!r}; expected a .pth file, a folder with config.json and "
             "model.safetensors, or a hub id such as naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt."
         )
-    network = build_network(parse_config(arguments, str(name)), tensors, str(name))
+    network = build_network(parse_config(arguments, what), tensors, what)
     licence = arguments.get("license") or licence_of(str(name))
     return network.float(), CheckpointInfo(str(name), file, str(licence))
 
 
 def licence_of(name: str) -> str:
-    """The licence of public weights, recognised by their name."""
-    lowered = name.lower()
-    matches = [licence for key, licence in LICENCES.items() if key in lowered]
-    return matches[0] if matches else UNKNOWN_LICENCE
+    """The licence of public weights, recognised by their name (in a path, the piece nearest to its end)."""
+    last = max(LICENCES, key=name.lower().rfind)
+    return LICENCES[last] if last in name.lower() else UNKNOWN_LICENCE
 
 
 def build_network(
-    config: Dust3rConfig, tensors: Mapping[str, Tensor], name: str, *, extras_allowed: bool = False
+    config: Dust3rConfig, tensors: Mapping[str, Tensor], what: str, *, extras_allowed: bool = False
 ) -> Dust3r:
-    """Put ``tensors`` (public names) into a network without copying them; CheckpointError names what does not fit."""
+    """Put ``tensors`` (public names) into a network without copying them; CheckpointError names what does not fit.
+
+    what: whose tensors they are, for the message: 'the checkpoint x.pth'.
+    """
     tensors = normalise_names(tensors)
     with torch.device("meta"):
         network = Dust3r(config)
@@ -105,18 +104,18 @@ def build_network(
     unexpected = [] if extras_allowed else sorted(tensors.keys() - expected.keys())
     if len(missing) > len(expected) // 2:
         raise CheckpointError(
-            f"{name} holds another model's weights (it has {some_of(unexpected)}, and {len(missing)} of DUSt3R's "
-            f"{len(expected)} tensors are missing); expected a DUSt3R, MonST3R or MASt3R checkpoint."
+            f"The weights of {what} are another model's ({some_of(sorted(tensors)) or 'none'}; {len(missing)} of the "
+            f"{len(expected)} that were expected are missing); give weights of DUSt3R, MonST3R or MASt3R."
         )
     misshapen = [
         f"{key} {tuple(tensors[key].shape)} instead of {shape}"
         for key, shape in expected.items()
         if key in tensors and tuple(tensors[key].shape) != shape
     ]
-    problems = [("lacks tensors", missing), ("has unexpected tensors", unexpected), ("has wrong shapes", misshapen)]
-    found = [f"{what}: {some_of(names)}" for what, names in problems if names]
+    problems = {"missing": missing, "unexpected": unexpected, "of the wrong shape": misshapen}
+    found = [f"{problem}: {some_of(names)}" for problem, names in problems.items() if names]
     if found:
-        raise CheckpointError(f"The checkpoint {name} {', and '.join(found)}; it does not fit its own configuration.")
+        raise CheckpointError(f"The weights of {what} do not fit its configuration ({'; '.join(found)}).")
     network.load_state_dict({key: tensors[key] for key in expected}, assign=True)
     return network.requires_grad_(False).eval()
 
@@ -133,96 +132,44 @@ def normalise_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def parse_constructor(text: str) -> dict[str, Any]:
-    """Keyword arguments of ``Class(a=1, b=('exp', -inf, inf))`` as plain values; nothing is evaluated.
+def _scalar_of(module: str) -> Callable[[np.dtype[Any], bytes], Any]:
+    rebuild: Any = np.float64(0).__reduce__()[0]
 
-    >>> parse_constructor("AsymmetricMASt3R(depth_mode=('exp', -inf, inf), enc_depth=24)")["enc_depth"]
-    24
-    """
-    try:
-        call = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise CheckpointError(f"The model's constructor text {text[:80]!r} is not a constructor call.") from error
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in MODEL_CLASSES:
-        raise CheckpointError(
-            f"The checkpoint is of another model ({text[:80]!r}); expected {' or '.join(MODEL_CLASSES)}."
-        )
-    return {keyword.arg: _literal(keyword.value) for keyword in call.keywords if keyword.arg}
+    def scalar(dtype: np.dtype[Any], data: bytes) -> Any:
+        return rebuild(dtype, data)
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"  # the name that torch looks up
+    return scalar
 
 
-def parse_config(arguments: Mapping[str, Any], name: str) -> Dust3rConfig:
-    """Turn constructor arguments (or config.json) into a Dust3rConfig; CheckpointError says what is unsupported."""
-    known = {field.name for field in fields(Dust3rConfig)}
-    values = {key: value for key, value in arguments.items() if key in known}
-    try:
-        size = arguments.get("img_size", (512, 512))
-        height, width = (size, size) if isinstance(size, int) else size
-        values["img_size"] = (int(height), int(width))
-        values["rope_base"] = float(_matched(r"RoPE([\d.]+)", arguments.get("pos_embed", "RoPE100")))
-        values["head_type"] = _matched(r"(linear|dpt)", str(arguments.get("head_type", "")).replace("catmlp+", ""))
-        _matched(r"(pts3d)", str(arguments.get("output_mode", "pts3d")).partition("+")[0])
-        _matched(r"(PatchEmbedDust3R|ManyAR_PatchEmbed)", arguments.get("patch_embed_cls", "PatchEmbedDust3R"))
-        depth_mode = _range_mode(arguments.get("depth_mode", ("exp", -math.inf, math.inf)))
-        if depth_mode != (-math.inf, math.inf):
-            raise ValueError(f"depth_mode with limits {depth_mode}")
-        values["conf_range"] = _range_mode(arguments.get("conf_mode", ("exp", 1, math.inf)))
-        for key in known & values.keys() - {"img_size", "rope_base", "head_type", "conf_range"}:
-            if type(values[key]) is not int or not 0 < values[key] <= 1 << 16:
-                raise ValueError(f"{key}={values[key]!r}")
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"The configuration of {name} is not one this network has: {error}.") from error
-    if values["head_type"] not in HEADS:
-        raise CheckpointError(f"The configuration of {name} names the head {values['head_type']!r}.")
-    return Dust3rConfig(**values)
-
-
-def _matched(pattern: str, text: Any) -> str:
-    match = re.fullmatch(pattern, str(text))
-    if match is None:
-        raise ValueError(f"{text!r} where {pattern} was expected")
-    return match[1]
-
-
-def _range_mode(mode: Any) -> tuple[float, float]:
-    kind, low, high = mode
-    if kind != "exp":
-        raise ValueError(f"mode {kind!r} where 'exp' was expected")
-    return float(low), float(high)
-
-
-def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Name) and node.id in ("inf", "nan"):
-        return float(node.id)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_literal(node.operand)
-    if isinstance(node, (ast.Tuple, ast.List)):
-        return tuple(_literal(item) for item in node.elts)
-    if isinstance(node, ast.Constant):
-        return node.value
-    raise CheckpointError(f"The model's constructor text holds {ast.unparse(node)[:60]!r}; expected plain values.")
+# A training file keeps its best score as a NumPy scalar; these few names rebuild one and can do nothing else.
+SAFE_GLOBALS: list[Any] = [
+    argparse.Namespace,
+    *map(_scalar_of, ("numpy.core.multiarray", "numpy._core.multiarray")),  # written by NumPy 1, by NumPy 2
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
+]
 
 
 def _read_pth(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
-    # a training file keeps its best score as a NumPy scalar; these few names rebuild one and can do nothing else
-    scalar = np.float64(0).__reduce__()[0]
-    safe: list[Any] = [argparse.Namespace, scalar, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
     try:
-        with torch.serialization.safe_globals(safe):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged pickle raises nearly anything
+        unsafe = re.search(r"Unsupported global: GLOBAL (\S+)|Trying to load unsupported (.*)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and unsafe:
+            raise CheckpointError(
+                f"The checkpoint {path} was not loaded, since it holds more than tensors and plain values "
+                f"({unsafe[1] or unsafe[2]}) and could run code; expected a DUSt3R, MonST3R or MASt3R .pth file."
+            ) from error
         raise CheckpointError(
-            f"The checkpoint {path} holds more than tensors and plain values and was not loaded, since unpickling it "
-            "could run code; expected a DUSt3R, MonST3R or MASt3R .pth file."
-        ) from error
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"The checkpoint {path} cannot be read ({str(error).splitlines()[0][:120]}); "
-            "expected a .pth file written by torch.save."
+            f"The checkpoint {path} cannot be read ({type(error).__name__}); expected a .pth file written by "
+            "torch.save, so see whether its download was complete."
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict) or "args" not in content:
         names = [str(key) for key in content] if isinstance(content, dict) else [type(content).__name__]
         raise CheckpointError(
-            f"{path} is another model's checkpoint (it holds {some_of(names)}); expected 'args' and 'model', "
+            f"The checkpoint {path} is another model's (it holds {some_of(names)}); expected 'args' and 'model', "
             "as in DUSt3R, MonST3R and MASt3R files."
         )
     tensors = {str(k): v for k, v in content["model"].items() if isinstance(v, Tensor)}
@@ -238,8 +185,8 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]
             )
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{config_file} is not JSON: {error}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{config_file} is not JSON ({error}); expected the constructor's arguments.") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{config_file} holds a {type(config).__name__}; expected the constructor's arguments.")
     try:
@@ -252,7 +199,9 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]
     try:
         return config, load_file(tensor_file), tensor_file
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{tensor_file} cannot be read as safetensors: {error}.") from error
+        raise CheckpointError(
+            f"{tensor_file} cannot be read as safetensors ({error}); see whether its download was complete."
+        ) from error
 
 
 def _download(hub_id: str) -> Path:
@@ -267,7 +216,7 @@ def _download(hub_id: str) -> Path:
     except Exception as error:  # the hub's client raises errors of several libraries: network, authorisation, cache
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"There is no file or folder {hub_id!r}, and fetching it as a hub id failed: {reason[:200]}"
+            f"There is no file or folder {hub_id!r}, and fetching it as a hub id failed ({reason[:200].rstrip('.')})."
         ) from error
 
 

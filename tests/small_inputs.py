@@ -1,0 +1,69 @@
+"""Tiny clips as arrays, folders and videos, a checkpoint, and the command line called in process."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from easi3r import Easi3R, cli
+
+QUICK = {"image_size": "native", "alignment.iterations": 3}  # options that keep a reconstruction below half a second
+QUICK_FLAGS = ["--image-size", "native", "--set", "alignment.iterations=3"]
+
+
+def moving_square(num_frames=3, height=48, width=64, seed=0):
+    """[n, H, W, 3] uint8: a bright square walks over a still, textured background."""
+    rng = np.random.default_rng(seed)
+    frames = np.tile(rng.integers(0, 120, (height, width, 3), dtype=np.uint8), (num_frames, 1, 1, 1))
+    square = rng.integers(150, 255, (16, 16, 3), dtype=np.uint8)
+    for i, frame in enumerate(frames):
+        left = 6 * i % (width - 16)
+        frame[16:32, left : left + 16] = square
+    return frames
+
+
+def write_images(folder, frames, suffix="png"):
+    """frame_0.png, frame_1.png, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"frame_{i}.{suffix}")
+    return folder
+
+
+def write_video(path, frames):
+    """An AVI of JPEG frames, written without FFmpeg, whose first use in a process settles how much it prints."""
+    fourcc, size = cv2.VideoWriter_fourcc(*"MJPG"), frames.shape[2:0:-1]
+    writer = cv2.VideoWriter(str(path), cv2.CAP_OPENCV_MJPEG, fourcc, 10.0, size)
+    assert writer.isOpened()
+    for frame in frames:
+        writer.write(frame[..., ::-1])
+    writer.release()
+    return path
+
+
+def write_checkpoint(path, *, without=(), model_class="AsymmetricCroCo3DStereo"):
+    """A .pth file with the demo's weights, in the layout of the public ones."""
+    network = Easi3R.from_pretrained("demo").network
+    sizes = {key: value for key, value in vars(network.config).items() if key not in ("rope_base", "conf_range")}
+    arguments = ", ".join(f"{key}={value!r}" for key, value in sizes.items())
+    tensors = {name: value for name, value in network.state_dict().items() if name not in without}
+    torch.save({"args": argparse.Namespace(model=f"{model_class}({arguments})"), "model": tensors}, path)
+    return path
+
+
+def run_cli(*arguments):
+    """The exit code of ``easi3r ARGUMENTS``, in this process."""
+    try:
+        return cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse leaves like this
+        return stop.code
+
+
+def listing(folder):
+    """Everything below a folder, hidden files too."""
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))
