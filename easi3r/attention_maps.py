@@ -9,8 +9,8 @@ from easi3r.normalise import EPS, min_max, min_max_per_frame
 from easi3r.structures import Array, AttentionMaps
 from hooks import FrameStatistics
 
-# Below this deviation over all pairs, relative to the spread of the mean over the tokens, nothing varies: the frames are
-# the same frame.  Measured: 1e-7 for identical frames, 8e-3 for noise of one grey level, 0.14 for consecutive frames.
+# Below this deviation over all pairs, relative to the spread of the mean over the tokens, nothing varies: the frames
+# are the same frame.  Measured: 1e-7 for identical frames, 8e-3 for noise of one grey level, 0.14 for consecutive ones.
 STILL = 1e-3
 
 

@@ -1,76 +1,31 @@
-"""The alignment on synthetic truth (worlds.md): rendered worlds with movers, pair predictions with known noise."""
+"""The alignment on synthetic truth (worlds.md): easy noise, starts, a few frames, useless predictions."""
 
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from alignment_runs import SEEDS, aligned, pairs_of, path_errors, world
 from pair_predictions import synthetic_predictions
 from trajectory_metrics import ate, rpe_rotation_deg, static_absrel
 
 from easi3r.alignment import align
 from easi3r.alignment.initialise import centred_pixels, initialise, weiszfeld_focal
 from easi3r.alignment.observations import observe
-from easi3r.config import AlignmentSettings, FlowSettings, PairSettings
-from easi3r.demo.rendering import Clip, render
-from easi3r.demo.worlds import make_world
+from easi3r.config import AlignmentSettings, FlowSettings
+from easi3r.demo.rendering import Clip
 from easi3r.flow import estimate_flow
 from easi3r.geometry import invert_rigid, unproject
-from easi3r.pairs import make_pairs
 from easi3r.progress import silent
-from easi3r.structures import AlignedCameras, PairFlow, PairPredictions
+from easi3r.structures import AlignedCameras, PairPredictions
 
-SEEDS = range(6)
 QUICK = AlignmentSettings(iterations=30)
-
-
-@cache
-def world(seed: int, num_frames: int = 12) -> Clip:
-    return render(make_world(seed, num_movers=3, num_frames=num_frames))
-
-
-def pairs_of(clip: Clip) -> np.ndarray:
-    return make_pairs(len(clip.images), PairSettings())
-
-
-@cache
-def dis_flow(seed: int) -> PairFlow:
-    return estimate_flow(world(seed).images, pairs_of(world(seed)), FlowSettings(), silent)
-
-
-@cache
-def aligned(seed: int, *, hard: bool, flow: bool = False, masked: bool = True) -> AlignedCameras:
-    clip = world(seed)
-    predictions = synthetic_predictions(clip, pairs_of(clip), hard=hard, seed=seed)
-    return align(
-        predictions,
-        len(clip.images),
-        AlignmentSettings(),
-        silent,
-        dynamic_mask=clip.dynamic_mask if masked else np.zeros_like(clip.dynamic_mask),
-        flow=dis_flow(seed) if flow else None,
-    )
-
-
-def path_errors(**variant: bool) -> np.ndarray:
-    return np.array([ate(aligned(s, **variant).camera_to_world, world(s).camera_to_world) for s in SEEDS])
 
 
 def test_easy_noise_leaves_under_15_hundredths_of_a_percent_of_the_path_and_8_per_mille_of_the_depth() -> None:
     depth_errors = [static_absrel(aligned(s, hard=False).depth, world(s).depth, ~world(s).dynamic_mask) for s in SEEDS]
     assert np.median(path_errors(hard=False)) < 0.0015
     assert np.median(depth_errors) < 0.008
-
-
-def test_flow_from_the_images_halves_the_error_of_the_path_under_hard_noise() -> None:
-    assert np.median(path_errors(hard=True, flow=True)) < 0.5 * np.median(path_errors(hard=True))
-
-
-def test_leaving_the_movers_unmasked_makes_the_path_worse_on_every_seed() -> None:
-    masked, unmasked = path_errors(hard=True, flow=True), path_errors(hard=True, flow=True, masked=False)
-    assert (unmasked > masked).all()
-    assert np.median(unmasked) > 1.2 * np.median(masked)
 
 
 def test_rotations_and_focal_are_right_under_easy_noise() -> None:

@@ -540,7 +540,10 @@ ABSURD = [
     ),
     *({"img_size": value} for value in (0, -5, (64, -64), "64", "12", ("64", "64"), (64,), (1, 2, 3), None, 10**9)),
     *({"img_size": value} for value in (INFINITY, (INFINITY, 64), 64.5, True, {})),
-    *({"pos_embed": value} for value in ("cosine", "RoPE", "RoPE0", "RoPE1", "RoPE-100", "RoPE1e2", "RoPE1.2.3", 100)),
+    *(
+        {"pos_embed": value}
+        for value in ("cosine", "RoPE", "RoPE0", "RoPE0.5", "RoPE-100", "RoPE1e2", "RoPE1.2.3", 100)
+    ),
     {"pos_embed": "RoPE" + "9" * 400},
     *({"head_type": value} for value in ("", "gs", "linear+dpt", "lineardpt", None, 3)),
     *({"output_mode": value} for value in ("pts3d_desc", "depth", None)),

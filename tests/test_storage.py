@@ -211,6 +211,26 @@ def test_a_folder_that_appeared_meanwhile_is_not_replaced_unless_it_is_ours(tmp_
     assert listing(tmp_path) == ["out", "out/theirs"]
 
 
+@pytest.mark.parametrize("moment", ["when ours takes the place", "when the old one comes back"])
+def test_another_result_that_takes_the_place_first_stays_and_the_old_one_goes(tmp_path, monkeypatch, moment):
+    write(tmp_path / "out", "old")
+    rename = type(tmp_path).rename
+
+    def be_late(self, target):
+        if target == tmp_path / "out":
+            if self.suffix == ".partial" and moment == "when the old one comes back":
+                raise OSError(5, "Input/output error")
+            target.mkdir()
+            (target / MARKER).write_text("theirs")
+        return rename(self, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", be_late)
+    with pytest.raises(OutputError, match="cannot be written"):
+        write(tmp_path / "out", "ours", overwrite=True)
+    assert (tmp_path / "out" / MARKER).read_text() == "theirs"
+    assert listing(tmp_path) == ["out", f"out/{MARKER}"]
+
+
 def test_many_writers_that_overwrite_leave_one_whole_folder(tmp_path):
     start = threading.Barrier(6)
     done, refused = [], []

@@ -156,11 +156,11 @@ def _read_pth(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle raises nearly anything
-        unsafe = re.search(r"Unsupported global: GLOBAL (\S+)|Trying to load unsupported (.*)", str(error))
+        unsafe = re.search(r"(?:GLOBAL|Trying to call reduce for unrecognized function) (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and unsafe:
             raise CheckpointError(
                 f"The checkpoint {path} was not loaded, since it holds more than tensors and plain values "
-                f"({unsafe[1] or unsafe[2]}) and could run code; expected a DUSt3R, MonST3R or MASt3R .pth file."
+                f"({unsafe[1]}) and could run code; expected a DUSt3R, MonST3R or MASt3R .pth file."
             ) from error
         raise CheckpointError(
             f"The checkpoint {path} cannot be read ({type(error).__name__}); expected a .pth file written by "

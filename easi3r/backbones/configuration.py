@@ -24,6 +24,17 @@ LIMITS = {  # far above any network of this family: keeps absurd configurations 
 }
 MAX_IMAGE_SIZE = 1 << 16
 
+WORDS = {  # argument: what of it counts, how a message describes it, and its value where the file has none
+    "pos_embed": (r"RoPE(0*[1-9]\d{0,8}(?:\.\d+)?)", "RoPE with its base, as in RoPE100,", "RoPE100"),
+    "head_type": (r"(?:catmlp\+)?(linear|dpt)", "linear or dpt", ""),
+    "output_mode": (r"(pts3d)(?:\+\w+)?", "pts3d", "pts3d"),
+    "patch_embed_cls": (
+        r"(PatchEmbedDust3R|ManyAR_PatchEmbed)",
+        "PatchEmbedDust3R or ManyAR_PatchEmbed",
+        "PatchEmbedDust3R",
+    ),
+}
+
 
 def parse_constructor(text: str) -> dict[str, Any]:
     """Keyword arguments of ``Class(a=1, b=('exp', -inf, inf))`` as plain values; nothing is evaluated.
@@ -48,31 +59,20 @@ def parse_config(arguments: Mapping[str, Any], what: str) -> Dust3rConfig:
 
     what: whose arguments they are, for the message: 'the checkpoint x.pth'.
     """
-
-    def choice(key: str, default: str, pattern: str) -> str:
-        match = re.fullmatch(pattern, str(arguments.get(key, default)))
-        if match is None:
-            raise ValueError(f"{key}={arguments.get(key, default)!r}, where {pattern} was expected")
-        return match[1]
-
     try:
         size = arguments.get("img_size", 512)
         sides = size if isinstance(size, (tuple, list)) else (size, size)
         if len(sides) != 2:
-            raise ValueError(f"img_size={size!r}, where height and width were expected")
+            raise ValueError(f"img_size={_shown(size)}, where height and width were expected")
         height, width = (_whole_number("img_size", side, MAX_IMAGE_SIZE) for side in sides)
-        rope_base = float(choice("pos_embed", "RoPE100", r"RoPE(\d{1,9}(?:\.\d+)?)"))
-        if rope_base <= 1:
-            raise ValueError(f"pos_embed=RoPE{rope_base}, where a base above 1 was expected")
-        choice("output_mode", "pts3d", r"(pts3d)(?:\+\w+)?")
-        choice("patch_embed_cls", "PatchEmbedDust3R", r"(PatchEmbedDust3R|ManyAR_PatchEmbed)")
+        words = {key: _word(arguments, key, *rule) for key, rule in WORDS.items()}
         if _exponential_range(arguments, "depth_mode", -math.inf) != (-math.inf, math.inf):
-            raise ValueError(f"depth_mode={arguments['depth_mode']!r}, where no limits were expected")
+            raise ValueError(f"depth_mode={_shown(arguments['depth_mode'])}, where no limits were expected")
         config = Dust3rConfig(
             **{key: _whole_number(key, arguments[key], limit) for key, limit in LIMITS.items() if key in arguments},
             img_size=(height, width),
-            head_type=cast(Literal["linear", "dpt"], choice("head_type", "", r"(?:catmlp\+)?(linear|dpt)")),
-            rope_base=rope_base,
+            head_type=cast(Literal["linear", "dpt"], words["head_type"]),
+            rope_base=float(words["pos_embed"]),
             conf_range=_exponential_range(arguments, "conf_mode", 1.0),
         )
         _check_divisions(config)
@@ -81,9 +81,21 @@ def parse_config(arguments: Mapping[str, Any], what: str) -> Dust3rConfig:
     return config
 
 
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _word(arguments: Mapping[str, Any], key: str, pattern: str, expected: str, default: str) -> str:
+    match = re.fullmatch(pattern, str(arguments.get(key, default)))
+    if match is None:
+        raise ValueError(f"{key}={_shown(arguments.get(key, default))}, where {expected} was expected")
+    return match[1]
+
+
 def _whole_number(key: str, value: Any, limit: int) -> int:
     if type(value) is not int or not 0 < value <= limit:
-        raise ValueError(f"{key}={repr(value)[:40]}, where a whole number from 1 to {limit} was expected")
+        raise ValueError(f"{key}={_shown(value)}, where a whole number from 1 to {limit} was expected")
     return value
 
 
@@ -95,7 +107,7 @@ def _exponential_range(arguments: Mapping[str, Any], key: str, default_low: floa
     except (TypeError, ValueError, OverflowError):
         kind, limits = None, (math.nan, math.nan)
     if kind != "exp" or not limits[0] < limits[1] or (key == "conf_mode" and math.isinf(limits[0])):
-        raise ValueError(f"{key}={str(mode)[:60]}, where ('exp', low, high) was expected")
+        raise ValueError(f"{key}={_shown(mode)}, where ('exp', low, high) was expected")
     return limits
 
 

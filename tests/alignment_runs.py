@@ -1,0 +1,50 @@
+"""Rendered worlds, the noisy pair predictions of worlds.md, and what the alignment makes of them (test support)."""
+
+from functools import cache
+
+import numpy as np
+from pair_predictions import synthetic_predictions
+from trajectory_metrics import ate
+
+from easi3r.alignment import align
+from easi3r.config import AlignmentSettings, FlowSettings, PairSettings
+from easi3r.demo.rendering import Clip, render
+from easi3r.demo.worlds import make_world
+from easi3r.flow import estimate_flow
+from easi3r.pairs import make_pairs
+from easi3r.progress import silent
+from easi3r.structures import AlignedCameras, PairFlow
+
+SEEDS = range(6)
+
+
+@cache
+def world(seed: int, num_frames: int = 12) -> Clip:
+    return render(make_world(seed, num_movers=3, num_frames=num_frames))
+
+
+def pairs_of(clip: Clip) -> np.ndarray:
+    return make_pairs(len(clip.images), PairSettings())
+
+
+@cache
+def dis_flow(seed: int) -> PairFlow:
+    return estimate_flow(world(seed).images, pairs_of(world(seed)), FlowSettings(), silent)
+
+
+@cache
+def aligned(seed: int, *, hard: bool, flow: bool = False, masked: bool = True) -> AlignedCameras:
+    clip = world(seed)
+    predictions = synthetic_predictions(clip, pairs_of(clip), hard=hard, seed=seed)
+    return align(
+        predictions,
+        len(clip.images),
+        AlignmentSettings(),
+        silent,
+        dynamic_mask=clip.dynamic_mask if masked else np.zeros_like(clip.dynamic_mask),
+        flow=dis_flow(seed) if flow else None,
+    )
+
+
+def path_errors(**variant: bool) -> np.ndarray:
+    return np.array([ate(aligned(s, **variant).camera_to_world, world(s).camera_to_world) for s in SEEDS])
