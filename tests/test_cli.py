@@ -169,8 +169,9 @@ def test_what_libraries_warn_of_is_not_shown_to_users(tmp_path, capfd, clip, mon
     assert "some argument" not in capfd.readouterr().err
 
 
-def test_the_logger_is_left_as_it_was(tmp_path, clip):
+def test_the_logger_is_left_as_it_was(tmp_path, clip, monkeypatch):
     logger = logging.getLogger("easi3r")
+    monkeypatch.setattr(logger, "level", logging.CRITICAL)
     before = list(logger.handlers), logger.level
     run_cli("segment", clip, "-o", tmp_path / "out", "--quiet", *QUICK_FLAGS)
     run_cli("segment", "nowhere", "-o", tmp_path / "out")
