@@ -30,7 +30,8 @@ class AttentionStatistics:
     def nothing_varies(self) -> bool:
         """True when all pairs show the same attention: identical frames, or a single one."""
         return all(
-            float(statistics.pooled_std().mean()) <= STILL * float(statistics.mean.std(dim=1).mean() + EPS)
+            float(statistics.pooled_std().mean())
+            <= STILL * float(statistics.mean.std(dim=1, correction=0).mean() + EPS)
             for statistics in (self.source, self.reference)
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,12 @@ def array_stream(frames: Array, fps: float) -> Stream:
 def image_stream(paths: Sequence[Path], fps: float) -> Stream:
     """Image files in the order given, file i at ``i / fps`` seconds."""
     return (SourceFrame(path.name, i / fps, partial(read_image, path)) for i, path in enumerate(paths))
+
+
+def natural_key(path: Path) -> tuple[list[int | str], str]:
+    """Sort key of file names that puts frame_2 before frame_10."""
+    parts = re.split("([0-9]+)", path.name.casefold())
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
 def read_image(path: Path) -> Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +20,7 @@ from easi3r.decoding import (
     Stream,
     array_stream,
     image_stream,
+    natural_key,
     video_stream,
 )
 from easi3r.errors import InputError
@@ -182,7 +182,7 @@ def _check_image(path: Path) -> Path:
 
 
 def _list_folder(folder: Path) -> list[Path]:
-    entries = sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=_natural)
+    entries = sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=natural_key)
     images = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file()]
     if not entries:
         raise InputError(f"The folder {folder} is empty; expected images or the path of a video.")
@@ -192,12 +192,6 @@ def _list_folder(folder: Path) -> list[Path]:
             "frame_1.png (subfolders are not entered), or the path of a video itself."
         )
     return [_check_file(image) for image in images]
-
-
-def _natural(path: Path) -> tuple[list[int | str], str]:
-    """Sort key that puts frame_2 before frame_10."""
-    parts = re.split("([0-9]+)", path.name.casefold())
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
 def _select(stream: Stream, settings: FrameSettings, name: str) -> Iterator[SourceFrame]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from easi3r.decoding import read_image
+from easi3r.decoding import natural_key, read_image
 from easi3r.errors import InputError
 from easi3r.structures import Array, Crop, DynamicMasks, Frames
 
@@ -58,12 +57,7 @@ def _read_folder(folder: Path) -> list[Array]:
     paths = [path for path in folder.iterdir() if path.suffix.lower() == ".png" and not path.name.startswith(".")]
     if not paths:
         raise InputError(f"The folder of masks {folder} holds no PNG file; expected one per frame, 255 = moves.")
-    return [read_image(path).max(axis=2) for path in sorted(paths, key=_by_number)]
-
-
-def _by_number(path: Path) -> list[int | str]:
-    """Sort key that puts mask_2 before mask_10, as frames are."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", path.name.casefold()))]
+    return [read_image(path).max(axis=2) for path in sorted(paths, key=natural_key)]
 
 
 def _fit(layer: Array, crop: Crop, index: int) -> Array:

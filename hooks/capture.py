@@ -18,8 +18,9 @@ def mean_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
     The logits are linear in q, so their mean is (mean q).k.  One head after the other, since all heads at once would
     copy the keys, which is a tenth of the N x N maps at N = 576.
     """
-    mean_q = (q.mean(dim=2, dtype=torch.float32) * scale).unsqueeze(-1)
-    return torch.cat([torch.bmm(k[:, head].float(), mean_q[:, head]) for head in range(k.shape[1])], dim=2)
+    with torch.autocast(q.device.type, enabled=False):
+        mean_q = (q.mean(dim=2, dtype=torch.float32) * scale).unsqueeze(-1)
+        return torch.cat([torch.bmm(k[:, head].float(), mean_q[:, head]) for head in range(k.shape[1])], dim=2)
 
 
 class _Decoder:

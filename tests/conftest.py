@@ -48,13 +48,14 @@ def make_checkpoint() -> ModuleType:
 @pytest.fixture(scope="session")
 def parity_file(make_checkpoint: ModuleType) -> Iterator[Callable[[str, str], Path]]:
     """``parity_file(kind, layout)``: the checkpoint, kind 'dpt' or 'linear', layout 'pth' or 'folder', written once."""
-    with tempfile.TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
+    with tempfile.TemporaryDirectory() as home:
 
         def write(kind: str, layout: str) -> Path:
             path = Path(home) / (f"{kind}.pth" if layout == "pth" else kind)
             if not path.exists():
-                patch.setattr("sys.argv", ["make_checkpoint.py", kind, str(path)])
-                make_checkpoint.main()
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr("sys.argv", ["make_checkpoint.py", kind, str(path)])
+                    make_checkpoint.main()
             return path
 
         yield write

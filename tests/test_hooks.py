@@ -118,12 +118,16 @@ def test_source_maps_belong_to_the_second_view_and_reference_maps_to_the_first(t
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_mean_logits_are_means_of_logits_in_any_layout_and_type(dtype: torch.dtype, contiguous: bool) -> None:
+@pytest.mark.parametrize("autocast", [True, False])
+def test_mean_logits_are_float32_means_of_logits_in_any_layout_and_type(
+    dtype: torch.dtype, contiguous: bool, autocast: bool
+) -> None:
     q, k = (random_tensor(2, 9, 3, 8, seed=seed).to(dtype).transpose(1, 2) for seed in (1, 2))
     if contiguous:
         q, k = q.contiguous(), k.contiguous()
     expected = (q.double() @ k.double().transpose(-2, -1) * 0.3).mean(dim=2).transpose(1, 2)
-    ours = mean_logits(q, k, 0.3)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours = mean_logits(q, k, 0.3)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
 
