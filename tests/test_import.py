@@ -89,7 +89,8 @@ def test_a_folder_called_hooks_without_python_in_it_is_harmless(tmp_path):
 def test_an_installation_without_our_hooks_says_so(tmp_path):
     shutil.copytree(ROOT / "easi3r", tmp_path / "site" / "easi3r", ignore=shutil.ignore_patterns("__pycache__"))
     done = run_python(
-        "sys.path = [p for p in sys.path if not __import__('os').path.isdir(p + '/hooks')]\nimport easi3r",
+        "sys.path = [p for p in sys.path if not __import__('os').path.isdir(p + '/hooks')]\n"
+        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\nimport easi3r",
         tmp_path,
         path=tmp_path / "site",
     )
