@@ -50,7 +50,9 @@ class Easi3R:
         else:
             model.network, model.checkpoint = load_checkpoint(name)
         model.network.to(where)
-        logger.info("weights: %s; licence: %s", model.checkpoint.name, model.checkpoint.licence)
+        # a restriction on use must be seen where nobody has set logging up, too
+        level = logging.WARNING if "non-commercial" in model.checkpoint.licence else logging.INFO
+        logger.log(level, "weights: %s; licence: %s", model.checkpoint.name, model.checkpoint.licence)
         return model
 
     def segment(
