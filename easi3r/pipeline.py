@@ -28,7 +28,7 @@ from easi3r.inference import empty_predictions, encode_frames, observe_pairs
 from easi3r.pairs import make_pairs
 from easi3r.progress import Progress
 from easi3r.scene import Motion, Scene
-from easi3r.structures import Frames
+from easi3r.structures import Array, AttentionMaps, DynamicMasks, Frames, PairPredictions
 
 
 @torch.inference_mode(False)  # somebody may call us from within it, and the alignment needs gradients
@@ -41,46 +41,20 @@ def run(
     *,
     masks_only: bool,
 ) -> Motion:
-    """Frames, pairs, encoder, decoders (twice, with attention to movers cut off the second time), flow, alignment.
+    """Frames, pairs, what moves (the network, twice), optical flow, alignment.
 
     Returns a Scene, or with ``masks_only`` a Motion.
     """
-    config, clock = network.config, Clock()
-
+    clock, patch_size, trained_size = Clock(), network.config.patch_size, max(network.config.img_size)
     with clock("frames"):
         frames = read_frames(
-            source, settings.frames, patch_size=config.patch_size, trained_size=max(config.img_size), progress=progress
+            source, settings.frames, patch_size=patch_size, trained_size=trained_size, progress=progress
         )
-    n, height, width = frames.images.shape[:3]
-    grid = network.grid_of(height, width)
+    n = frames.num_frames
     pairs = make_pairs(n, settings.pairs)
-    given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames)
-
-    with clock("encoder"):
-        tokens = encode_frames(network, frames.images, settings.batch_size, progress)
-        labels = cluster_tokens(tokens, settings.motion.clusters, settings.seed)
-
-    masks, passes = given, 1 if given is not None else settings.motion.passes
-    for number in range(1, passes + 1):
-        with clock(f"pass {number}"):
-            statistics = AttentionStatistics(n, grid)
-            wanted = number == passes and not masks_only
-            predictions = empty_predictions(pairs, height, width) if wanted else None
-            observe_pairs(
-                network,
-                tokens,
-                pairs,
-                grid,
-                statistics.update,
-                progress,
-                batch_size=settings.batch_size,
-                dynamic_tokens=masks.tokens(config.patch_size) if masks is not None and masks.mask.any() else None,
-                predictions=predictions,
-            )
-            attention = statistics.maps()
-            if given is None:
-                masks = make_masks(attention.dynamic_map, labels.reshape(n, *grid), config.patch_size)
-    assert masks is not None
+    masks, attention, predictions = find_motion(
+        network, frames, pairs, settings, progress, clock, with_points=not masks_only
+    )
     moved: dict[str, Any] = {
         "images": frames.images,
         "dynamic_score": masks.score,
@@ -107,6 +81,51 @@ def run(
         valid_mask=np.ones(cameras.depth.shape, dtype=bool),
         meta=describe(frames, checkpoint, settings, network, clock) | {"scale": "up to scale"},
     )
+
+
+def find_motion(
+    network: Dust3r,
+    frames: Frames,
+    pairs: Array,
+    settings: Settings,
+    progress: Progress,
+    clock: Clock,
+    *,
+    with_points: bool,
+) -> tuple[DynamicMasks, AttentionMaps, PairPredictions | None]:
+    """Encoder once, decoders once or twice: masks of one pass cut the attention of the next.
+
+    Masks, maps and points are those of the last pass; given masks need a single one, and are returned as they are.
+    """
+    n, height, width = frames.images.shape[:3]
+    grid, patch_size = network.grid_of(height, width), network.config.patch_size
+    given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames)
+    with clock("encoder"):
+        tokens = encode_frames(network, frames.images, settings.batch_size, progress)
+        labels = cluster_tokens(tokens, settings.motion.clusters, settings.seed).reshape(n, *grid)
+
+    masks, passes = given, 1 if given is not None else settings.motion.passes
+    for number in range(1, passes + 1):
+        with clock(f"pass {number}"):
+            statistics = AttentionStatistics(n, grid)
+            wanted = with_points and number == passes
+            predictions = empty_predictions(pairs, height, width) if wanted else None
+            observe_pairs(
+                network,
+                tokens,
+                pairs,
+                grid,
+                statistics.update,
+                progress,
+                batch_size=settings.batch_size,
+                dynamic_tokens=masks.tokens(patch_size) if masks is not None and masks.mask.any() else None,
+                predictions=predictions,
+            )
+            attention = statistics.maps()
+            if given is None:
+                masks = make_masks(attention.dynamic_map, labels, patch_size)
+    assert masks is not None
+    return masks, attention, predictions
 
 
 class Clock:

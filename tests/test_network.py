@@ -280,3 +280,10 @@ def test_the_listener_hears_every_pair_once_and_in_order(network, images) -> Non
     np.testing.assert_array_equal(np.concatenate([pairs for pairs, _, _ in heard]), PAIRS)
     for pairs, source, reference in heard:
         assert source.shape == reference.shape == (len(pairs), 6, 4 * 3)
+
+
+def test_the_large_public_shape_has_571_million_parameters() -> None:
+    with torch.device("meta"):
+        network = Dust3r(Dust3rConfig())
+    unread = 2 * 2 * (256 * 256 * 9 + 256)  # in both heads, the unit of the coarsest fusion that has no input
+    assert round((sum(p.numel() for p in network.parameters()) + unread) / 1e6) == 571
