@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from easi3r.attention_maps import AttentionStatistics
-from easi3r.backbones.dust3r import PointmapPair
+from easi3r.backbones.dust3r import Dust3r, Dust3rConfig, PointmapPair
 from easi3r.backbones.heads import LinearHead, points_and_confidence
 from easi3r.backbones.layers import RotaryTable
 from easi3r.config import PairSettings
