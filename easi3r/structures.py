@@ -44,10 +44,6 @@ class Crop:
         (sx, sy), (x0, y0) = self.scale, self.offset
         return np.array([[sx, 0, 0.5 * sx - 0.5 - x0], [0, sy, 0.5 * sy - 0.5 - y0], [0, 0, 1]], dtype=np.float64)
 
-    def to_network(self, intrinsics: Array) -> Array:
-        """[3, 3] K in source pixels -> [3, 3] float64 K in network pixels."""
-        return np.asarray(self.matrix() @ np.asarray(intrinsics, dtype=np.float64))
-
     def to_original(self, intrinsics: Array) -> Array:
         """[3, 3] K in network pixels -> [3, 3] float64 K in source pixels."""
         return np.asarray(np.linalg.inv(self.matrix()) @ np.asarray(intrinsics, dtype=np.float64))

@@ -30,11 +30,6 @@ class Observations:
     size: tuple[int, int]  # (H, W)
 
     @property
-    def num_pairs(self) -> int:
-        """P."""
-        return len(self.pair) // 2
-
-    @property
     def num_frames(self) -> int:
         """n."""
         return len(self.frame_confidence)
