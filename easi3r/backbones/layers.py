@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from hooks import Attend
 
 LAYER_NORM_EPS = 1e-6
+_QUARTER_TURN = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
 
 
 class RotaryTable:
@@ -31,13 +32,15 @@ class RotaryTable:
         by_column = torch.outer(columns.flatten().float(), frequencies).repeat(1, 2)
         angles = torch.cat([by_row, by_column], dim=1)
         self.cos, self.sin = angles.cos(), angles.sin()
+        # x @ partner puts each channel's partner in its place, negated where a rotation has its minus: one product
+        # with a permutation is cheaper than slicing and stacking, above all backwards.
+        quarter = torch.eye(half // 2, device=device)
+        self.partner = torch.kron(torch.eye(2, device=device), torch.kron(_QUARTER_TURN.to(device), quarter))
 
     def rotate(self, x: Tensor) -> Tensor:
         """[B, heads, N, head_dim] -> the same, rotated by each token's position."""
-        first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)
-        turned = torch.stack([-second, first], dim=-2).flatten(-3)
-        rotated: Tensor = x * self.cos.to(x.dtype) + turned * self.sin.to(x.dtype)
-        return rotated
+        cos, sin, partner = (table.to(x.dtype) for table in (self.cos, self.sin, self.partner))
+        return torch.addcmul(x * cos, x @ partner, sin)
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
