@@ -22,7 +22,7 @@ REQUIRED = {  # distribution -> module
     "tqdm": "tqdm",
 }
 EXTRAS = {  # extra -> (distribution -> module, what it is for)
-    "hub": ({"huggingface_hub": "huggingface_hub", "safetensors": "safetensors"}, "checkpoints from Hugging Face"),
+    "hub": ({"huggingface_hub": "huggingface_hub"}, "checkpoints from Hugging Face"),
     "video": ({"av": "av"}, "every video codec, exact time stamps (without it: OpenCV)"),
 }
 

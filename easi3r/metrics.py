@@ -1,18 +1,20 @@
 """How far masks, score maps, trajectories, depths and points are from the truth: pure functions, numpy only.
 
-The prediction comes first, the truth second.  Every function raises ValueError, in one sentence, for shapes that do
-not fit, nothing at all, masks that are not bool and values that are not finite.  Nothing is left out silently: which
-frames, pixels and points take part, and at which size, is the caller's protocol, to be stated with the number.
+The prediction comes first, the truth second.  All raise ValueError, in one sentence, for shapes that do not fit, empty
+arrays, masks that are not bool, values that are not finite.  Nothing is left out silently: which frames, pixels and
+points take part, and at which size, is the caller's protocol, to be stated with the number.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from easi3r.geometry import invert_rigid
 from easi3r.structures import Array
 
 Alignment = Literal["none", "scale", "scale+shift"]
@@ -66,47 +68,43 @@ class DepthErrors:
 class PointCloudErrors:
     """Mean and median distances, in units of the points."""
 
-    accuracy_mean: float  # from each predicted point to the nearest true one
-    accuracy_median: float
-    completeness_mean: float  # from each true point to the nearest predicted one
-    completeness_median: float
-    distance_mean: float  # from each predicted point to the true one of the same row
-    distance_median: float
+    accuracy: MeanMedian  # from each predicted point to the nearest true one
+    completeness: MeanMedian  # from each true point to the nearest predicted one
+    distance: MeanMedian  # from each predicted point to the true one of the same row
 
 
 def jaccard(predicted: Array, truth: Array) -> Array:
-    """J per frame, [n] float64: |predicted and truth| / |predicted or truth| (Perazzi et al. 2016), 1 if both are empty.
+    """J per frame, [n] float64: |predicted and truth| / |predicted or truth|, 1 if both are empty, as in DAVIS.
 
     predicted, truth: [n, H, W] bool, True = moves.
     """
-    predicted, truth = _pair(bool, MASKS, predicted=predicted, truth=truth)
-    both, either = ((mask.sum(axis=(1, 2))) for mask in (predicted & truth, predicted | truth))
-    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
+    predicted, truth = _arrays(bool, MASKS, predicted=predicted, truth=truth)
+    return np.where((predicted | truth).any(axis=(1, 2)), _share(predicted & truth, predicted | truth), 1.0)
 
 
 def boundary_f(predicted: Array, truth: Array) -> Array:
-    """F per frame, [n] float64: 2 P R / (P + R) of the boundaries (Perazzi et al. 2016).
+    """F per frame, [n] float64: 2 P R / (P + R) of the boundaries, as in DAVIS (Perazzi et al. 2016).
 
-    P is the fraction of the predicted boundary within a disk of radius ceil(0.008 * diagonal) pixels around the true
-    one, R the reverse.  A pixel is on the boundary if it differs from its right, lower or lower right neighbour.
-    Where only one of both has a boundary F is 0, where neither has one 1: an all True mask has none, as an empty one.
+    P is the fraction of the predicted boundary no farther than ceil(0.008 * diagonal) pixels from the true one, R the
+    reverse.  A mask that is all True has no boundary, like an empty one: F is 1 if neither has any, 0 if only one has.
 
     predicted, truth: [n, H, W] bool, True = moves.
     """
-    predicted, truth = _pair(bool, MASKS, predicted=predicted, truth=truth)
+    predicted, truth = map(_boundary, _arrays(bool, MASKS, predicted=predicted, truth=truth))
     radius = math.ceil(BOUNDARY_TOLERANCE * math.hypot(*truth.shape[1:]))
-    return np.array([_boundary_f(_boundary(p), _boundary(t), radius) for p, t in zip(predicted, truth, strict=True)])
+    precision = _share(predicted & _dilate(truth, radius), predicted)
+    recall = _share(truth & _dilate(predicted, radius), truth)
+    f = 2 * precision * recall / np.where(precision + recall > 0, precision + recall, 1.0)
+    return np.where((predicted | truth).any(axis=(1, 2)), f, 1.0)
 
 
 def summarise_masks(values: Array) -> MaskSummary:
-    """Mean, recall and decay of J or F by the definitions of DAVIS, which leaves the end frames to the caller here.
+    """Mean, recall and decay of J or F, [n] float in time order, by the definitions of DAVIS.
 
     The quarters share their ends: with q_k = round(k (n - 1) / 4), halves up, quarter k holds q_k to q_(k+1) inclusive.
-    DAVIS scores no first and no last frame of a sequence; here every value given counts: pass ``values[1:-1]`` for that.
-
-    values: [n] float per frame, in time order.
+    Every value given counts: pass ``values[1:-1]`` to leave out the first and last frame, as the DAVIS toolkit does.
     """
-    values = _array("values", values, float, ("n",))
+    (values,) = _arrays(float, ("n",), values=values)
     q = [(k * (len(values) - 1) + 2) // 4 for k in range(5)]
     decay = values[: q[1] + 1].mean() - values[q[3] :].mean()
     return MaskSummary(float(values.mean()), float((values > 0.5).mean()), float(decay))
@@ -127,8 +125,6 @@ def auc(scores: Array, truth: Array) -> float:
 def average_precision(scores: Array, truth: Array) -> float:
     """Sum over the distinct scores, as thresholds from high to low, of precision times the gain in recall.
 
-    Nothing is interpolated, and equal scores enter together, so a constant map gets the fraction of True.
-
     scores: any shape, float, higher = more likely True.  truth: the same shape, bool, with at least one True.
     """
     positives, negatives = (tally[::-1] for tally in _tallies(scores, truth))
@@ -141,13 +137,13 @@ def average_precision(scores: Array, truth: Array) -> float:
 def umeyama(source_points: Array, target_points: Array, with_scale: bool = True) -> Similarity:
     """Least-squares similarity of the source onto the target (Umeyama 1991); without scale, the rigid motion.
 
-    Two points, or points on a line, leave the turn about it open: one of the equally good rotations is returned, and
-    the residuals do not depend on which.  If the points of either side coincide (one point always does), scale is 1
-    and the rotation identity, mean onto mean: a target at rest would otherwise shrink any source to a perfect fit.
+    Two points, or points on a line, leave the turn about it open; any choice has the same residuals.  If the points of
+    either side coincide (one point always does), scale is 1 and the rotation identity, mean onto mean: a target at rest
+    would otherwise shrink any source to a perfect fit.
 
     source_points, target_points: [n, 3] float, matched row by row.
     """
-    source, target = _pair(float, POINTS, source_points=source_points, target_points=target_points)
+    source, target = _arrays(float, POINTS, source_points=source_points, target_points=target_points)
     source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
     if any(np.ptp(points, axis=0).max() <= 1e-12 * np.abs(points).max() for points in (source, target)):
         return Similarity(1.0, np.eye(3), target_mean - source_mean)
@@ -161,14 +157,14 @@ def umeyama(source_points: Array, target_points: Array, with_scale: bool = True)
 def absolute_trajectory_error(predicted: Array, truth: Array) -> float:
     """ATE: RMSE of the camera positions after Sim(3) alignment, in units of the truth (metres where it is metric).
 
-    One frame gives 0.  If either camera stands still only means are aligned (see ``umeyama``), so the result is the
-    RMS distance of the other's positions from their mean; a drift against a truth at rest is in the drift's own units.
+    One frame gives 0.  If either camera stands still, only means are aligned (see ``umeyama``), and the result is the
+    spread of the other about its mean, in the other's own units.
 
     predicted, truth: [n, 4, 4] float camera-to-world, matched row by row.
     """
-    predicted, truth = _trajectories(predicted, truth)
+    predicted, truth = _arrays(float, POSES, predicted=predicted, truth=truth)
     residual = umeyama(predicted[:, :3, 3], truth[:, :3, 3]).apply(predicted[:, :3, 3]) - truth[:, :3, 3]
-    return _root_mean_square(np.linalg.norm(residual, axis=1))
+    return math.sqrt((residual**2).sum(axis=1).mean())
 
 
 def relative_pose_errors(predicted: Array, truth: Array) -> RelativePoseErrors:
@@ -179,38 +175,36 @@ def relative_pose_errors(predicted: Array, truth: Array) -> RelativePoseErrors:
 
     predicted, truth: [n, 4, 4] float camera-to-world, matched row by row.
     """
-    predicted, truth = _trajectories(predicted, truth)
+    predicted, truth = _arrays(float, POSES, predicted=predicted, truth=truth)
     if len(truth) == 1:
         return RelativePoseErrors(math.nan, math.nan)
     scale = umeyama(predicted[:, :3, 3], truth[:, :3, 3]).scale
-    (rotations, steps), (true_rotations, true_steps) = _relative_poses(predicted), _relative_poses(truth)
-    return RelativePoseErrors(
-        translation=_root_mean_square(np.linalg.norm(scale * steps - true_steps, axis=1)),
-        rotation_deg=_root_mean_square(rotation_angle_deg(rotations, true_rotations)),
-    )
+    steps, true_steps = (invert_rigid(poses[:-1]) @ poses[1:] for poses in (predicted, truth))
+    lengths = np.linalg.norm(scale * steps[:, :3, 3] - true_steps[:, :3, 3], axis=1)
+    angles_deg = rotation_angle_deg(steps[:, :3, :3], true_steps[:, :3, :3])
+    return RelativePoseErrors(math.sqrt((lengths**2).mean()), math.sqrt((angles_deg**2).mean()))
 
 
 def path_length(camera_to_world: Array) -> float:
     """Sum of the distances between consecutive positions of [n, 4, 4] float poses, in their units; 0 for one frame."""
-    positions = _array("camera_to_world", camera_to_world, float, POSES)[:, :3, 3]
-    return float(np.linalg.norm(np.diff(positions, axis=0), axis=1).sum())
+    (poses,) = _arrays(float, POSES, camera_to_world=camera_to_world)
+    return float(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum())
 
 
 def rotation_angle_deg(a: Array, b: Array) -> Array:
-    """Angle in degrees, [...] float64 in [0, 180], of a^T b between rotations a and b, [..., 3, 3] float.
-
-    Sine (antisymmetric part) and cosine (trace) together keep all digits at 0 and at 180 degrees.
-    """
-    a, b = _pair(float, ("...", 3, 3), a=a, b=b)
-    _check_rotations(a=a, b=b)
+    """Angle in degrees, [...] float64 in [0, 180], of a^T b between rotations a and b, [..., 3, 3] float."""
+    a, b = _arrays(float, (*np.shape(a)[:-2], 3, 3), a=a, b=b)
     between = np.swapaxes(a, -1, -2) @ b
     twice_sine = np.linalg.norm(between - np.swapaxes(between, -1, -2), axis=(-2, -1)) / math.sqrt(2)
-    return np.asarray(np.rad2deg(np.arctan2(twice_sine, np.trace(between, axis1=-2, axis2=-1) - 1)))
+    twice_cosine = np.trace(between, axis1=-2, axis2=-1) - 1
+    if np.abs(np.hypot(twice_sine, twice_cosine) - 2).max() > 1e-2:
+        raise ValueError("a^T b is no rotation somewhere; expected matrices [..., 3, 3] with orthonormal columns.")
+    return np.asarray(np.rad2deg(np.arctan2(twice_sine, twice_cosine)))  # both: all digits at 0 and at 180 degrees
 
 
 def direction_angle_deg(u: Array, v: Array) -> Array:
     """Angle in degrees, [...] float64 in [0, 180], between directions u and v, [..., 3] float of any length but 0."""
-    u, v = _pair(float, ("...", 3), u=u, v=v)
+    u, v = _arrays(float, (*np.shape(u)[:-1], 3), u=u, v=v)
     if not (u.any(axis=-1) & v.any(axis=-1)).all():
         raise ValueError("u or v holds a vector of length 0; expected directions, and that has none.")
     return np.asarray(np.rad2deg(np.arctan2(np.linalg.norm(np.cross(u, v), axis=-1), (u * v).sum(axis=-1))))
@@ -226,8 +220,10 @@ def depth_errors(predicted: Array, truth: Array, valid: Array, alignment: Alignm
     """
     if alignment not in get_args(Alignment):
         raise ValueError(f"alignment is {alignment!r}; expected {', '.join(map(repr, get_args(Alignment)))}.")
-    valid = _array("valid", valid, bool, MASKS)
-    predicted, truth = _valid_depths("predicted", predicted, valid), _valid_depths("truth", truth, valid)
+    (valid,) = _arrays(bool, MASKS, valid=valid)
+    predicted, truth = (d[valid] for d in _arrays(float, valid.shape, valid, predicted=predicted, truth=truth))
+    if not valid.any() or min(predicted.min(), truth.min()) <= 0:
+        raise ValueError(f"A z-depth of {valid.sum()} valid pixels is <= 0; expected some valid pixels, all > 0.")
     scale, shift = 1.0, 0.0
     if alignment == "scale":
         scale = float(np.median(truth / predicted))
@@ -245,7 +241,7 @@ def point_cloud_errors(predicted: Array, truth: Array) -> PointCloudErrors:
 
     predicted, truth: [n, 3] float, matched row by row, as the same pixels unprojected with either depth are.
     """
-    predicted, truth = _pair(float, POINTS, predicted=predicted, truth=truth)
+    predicted, truth = _arrays(float, POINTS, predicted=predicted, truth=truth)
     matched = np.linalg.norm(predicted - truth, axis=1)
     distances = nearest_distances(predicted, truth), nearest_distances(truth, predicted), matched
     return PointCloudErrors(*(float(average(d)) for d in distances for average in (np.mean, np.median)))
@@ -257,7 +253,7 @@ def nearest_distances(points: Array, others: Array) -> Array:
     Both clouds are cut into boxes; a box of points meets those of the others in the order of the gaps between them,
     until the next gap is wider than its worst answer.
     """
-    points, others = _array("points", points, float, POINTS), _array("others", others, float, POINTS)
+    (points,), (others,) = _arrays(float, POINTS, points=points), _arrays(float, POINTS, others=others)
     boxes = [others[rows] for rows in _leaves(others, np.arange(len(others)))]
     low, high = np.array([box.min(axis=0) for box in boxes]), np.array([box.max(axis=0) for box in boxes])
     squared = np.full(len(points), np.inf)
@@ -271,48 +267,34 @@ def nearest_distances(points: Array, others: Array) -> Array:
     return np.asarray(np.sqrt(squared))
 
 
-def _boundary_f(predicted: Array, truth: Array, radius: int) -> float:
-    if not predicted.any() or not truth.any():
-        return float(predicted.any() == truth.any())
-    precision, recall = _dilate(truth, radius)[predicted].mean(), _dilate(predicted, radius)[truth].mean()
-    return float(2 * precision * recall / (precision + recall)) if precision + recall > 0 else 0.0
+def _share(part: Array, whole: Array) -> Array:
+    """How much of each whole [n, H, W] bool its part is, [n] float64; 0 of nothing."""
+    return np.asarray(part.sum(axis=(1, 2)) / np.maximum(whole.sum(axis=(1, 2)), 1))
 
 
 def _boundary(mask: Array) -> Array:
-    """[H, W] bool: the pixel differs from its right, lower or lower right neighbour; outside the image none does."""
-    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
-    return np.asarray((mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:]))
+    """[n, H, W] bool: the pixel differs from its right, lower or lower right neighbour; outside the image none does."""
+    next_to = np.pad(mask, ((0, 0), (0, 1), (0, 1)), mode="edge")
+    return np.asarray((mask != next_to[:, :-1, 1:]) | (mask != next_to[:, 1:, :-1]) | (mask != next_to[:, 1:, 1:]))
 
 
 def _dilate(mask: Array, radius: int) -> Array:
-    """Dilation of [H, W] bool by the disk x^2 + y^2 <= radius^2, one row of the disk at a time, by running counts."""
-    height, width = mask.shape
-    counts = np.pad(np.pad(mask, radius).cumsum(axis=1), ((0, 0), (1, 0)))
-    dilated = np.zeros_like(mask)
-    for y in range(2 * radius + 1):
-        half = math.isqrt(radius**2 - (y - radius) ** 2)
-        left, right = radius - half, radius + half + 1
-        rows = counts[y : y + height]
-        dilated |= rows[:, right : right + width] > rows[:, left : left + width]
+    """Dilation of [n, H, W] bool by the disk x^2 + y^2 <= radius^2: the union of its shifts."""
+    (_, height, width), span = mask.shape, range(2 * radius + 1)
+    padded, dilated = np.pad(mask, ((0, 0), (radius, radius), (radius, radius))), np.zeros_like(mask)
+    for y, x in itertools.product(span, span):
+        if (y - radius) ** 2 + (x - radius) ** 2 <= radius**2:
+            dilated |= padded[:, y : y + height, x : x + width]
     return dilated
 
 
 def _tallies(scores: Array, truth: Array) -> tuple[Array, Array]:
     """How many True and how many False hold each distinct score, in ascending order of the scores, float64."""
-    scores, truth = _array("scores", scores, float, ("...",)), _array("truth", truth, bool, np.shape(scores))
+    shape = np.shape(scores)
+    (scores,), (truth,) = _arrays(float, shape, scores=scores), _arrays(bool, shape, truth=truth)
     distinct, index = np.unique(scores.ravel(), return_inverse=True)
     positives = np.bincount(index, weights=truth.ravel(), minlength=len(distinct))
     return positives, np.bincount(index, minlength=len(distinct)) - positives
-
-
-def _relative_poses(poses: Array) -> tuple[Array, Array]:
-    """Rotations [n - 1, 3, 3] and translations [n - 1, 3] of the next camera in each camera's frame."""
-    to_camera = np.swapaxes(poses[:-1, :3, :3], 1, 2)
-    return to_camera @ poses[1:, :3, :3], np.einsum("nij,nj->ni", to_camera, np.diff(poses[:, :3, 3], axis=0))
-
-
-def _root_mean_square(values: Array) -> float:
-    return math.sqrt((values**2).mean())
 
 
 def _leaves(points: Array, rows: Array) -> list[Array]:
@@ -324,50 +306,18 @@ def _leaves(points: Array, rows: Array) -> list[Array]:
     return [leaf for half in halves for leaf in _leaves(points, half)]
 
 
-def _array(name: str, given: Any, dtype: type, shape: tuple[int | str, ...]) -> Array:
-    """The given as bool or finite float64 of that shape: names are free sizes, '...' in front any number of them."""
-    array = np.asarray(given)
-    if dtype is bool and array.dtype != bool:
-        raise ValueError(f"{name} is {array.dtype}; expected bool.")
-    array = array.astype(dtype, copy=False)
-    sizes = [size for size in shape if size != "..."]
-    found = array.shape[max(0, array.ndim - len(sizes)) :] if "..." in shape else array.shape
-    fits = len(found) == len(sizes) and all(s in (f, "n", "H", "W") for f, s in zip(found, sizes, strict=True))
-    if not fits or array.size == 0:
-        expected = ", ".join(map(str, shape))
-        raise ValueError(f"{name} has shape {list(array.shape)}; expected [{expected}], nothing empty.")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds {(~np.isfinite(array)).sum()} values that are nan or infinite; expected none.")
-    return array
-
-
-def _pair(dtype: type, shape: tuple[int | str, ...], **given: Any) -> tuple[Array, Array]:
-    """Two arrays of one shape."""
-    (name, first), (other, second) = ((name, _array(name, value, dtype, shape)) for name, value in given.items())
-    if first.shape != second.shape:
-        raise ValueError(f"{name} has shape {list(first.shape)}, {other} {list(second.shape)}; expected the same.")
-    return first, second
-
-
-def _trajectories(predicted: Array, truth: Array) -> tuple[Array, Array]:
-    predicted, truth = _pair(float, POSES, predicted=predicted, truth=truth)
-    _check_rotations(predicted=predicted[:, :3, :3], truth=truth[:, :3, :3])
-    return predicted, truth
-
-
-def _check_rotations(**given: Array) -> None:
-    for name, rotations in given.items():
-        error = np.abs(np.swapaxes(rotations, -1, -2) @ rotations - np.eye(3)).max()
-        if error > 1e-3 or (np.linalg.det(rotations) < 0).any():
-            raise ValueError(f"{name} is off a rotation by {error:.2g}; expected orthonormal axes, not mirrored.")
-
-
-def _valid_depths(name: str, given: Any, valid: Array) -> Array:
-    depth = np.asarray(given, dtype=np.float64)
-    if depth.shape != valid.shape or not valid.any():
-        shapes = f"{list(depth.shape)}, valid {list(valid.shape)} with {valid.sum()} True"
-        raise ValueError(f"{name} has shape {shapes}; expected the same shape and at least one True.")
-    depth = depth[valid]
-    if not (np.isfinite(depth) & (depth > 0)).all():
-        raise ValueError(f"{name} goes from {depth.min():g} to {depth.max():g} where valid; expected finite and > 0.")
-    return depth
+def _arrays(dtype: type, shape: tuple[int | str, ...], where: Array | bool = True, **given: Any) -> tuple[Array, ...]:
+    """The given as bool, or float64 that is finite ``where``, all of one shape, in which a name is any size but 0."""
+    arrays = {name: np.asarray(value) for name, value in given.items()}
+    for name, array in arrays.items():
+        sizes_fit = (size == wanted or isinstance(wanted, str) for size, wanted in zip(array.shape, shape))
+        if array.ndim != len(shape) or array.size == 0 or not all(sizes_fit):
+            expected = ", ".join(map(str, shape))
+            raise ValueError(f"{name} has shape {list(array.shape)}; expected [{expected}], not empty.")
+        if dtype is bool and array.dtype != bool:
+            raise ValueError(f"{name} is {array.dtype}; expected bool.")
+        arrays[name] = array.astype(dtype, copy=False)
+        if not (np.isfinite(arrays[name]) | ~np.asarray(where)).all():
+            raise ValueError(f"{name} holds nan or infinity; expected finite numbers.")
+        shape = array.shape
+    return tuple(arrays.values())

@@ -9,7 +9,7 @@ from trajectory_metrics import ate
 from easi3r.alignment import align
 from easi3r.config import AlignmentSettings, FlowSettings, PairSettings
 from easi3r.demo.rendering import Clip, render
-from easi3r.demo.worlds import make_world
+from easi3r.demo.worlds import Family, make_world
 from easi3r.flow import estimate_flow
 from easi3r.pairs import make_pairs
 from easi3r.progress import silent
@@ -20,7 +20,7 @@ SEEDS = range(6)
 
 @cache
 def world(seed: int, num_frames: int = 12) -> Clip:
-    return render(make_world(seed, num_movers=3, num_frames=num_frames))
+    return render(make_world(seed, Family(num_movers=3), num_frames=num_frames))
 
 
 def pairs_of(clip: Clip) -> np.ndarray:

@@ -14,8 +14,8 @@ from pair_predictions import synthetic_predictions
 from scipy.spatial.transform import Rotation
 from trajectory_metrics import ate, rpe_rotation_deg, static_absrel, umeyama_sim3
 
-from easi3r.demo.rendering import Clip, render
-from easi3r.demo.worlds import World, make_world
+from easi3r.demo.rendering import Clip, observe, render
+from easi3r.demo.worlds import FAMILIES, Family, World, make_world, make_worlds, rotation
 
 Array = NDArray[Any]
 SEEDS = (0, 1, 2)
@@ -171,30 +171,67 @@ def test_a_seed_is_a_world() -> None:
 
 def test_more_frames_sample_the_same_walk() -> None:
     coarse, fine = make_world(3, num_frames=4), make_world(3, num_frames=7)
-    np.testing.assert_allclose(coarse.camera_to_world, fine.camera_to_world[::2], atol=1e-12)
-    np.testing.assert_allclose(coarse.object_to_world, fine.object_to_world[::2], atol=1e-12)
+    np.testing.assert_allclose(coarse.camera_to_world, fine.camera_to_world[:, ::2], atol=1e-12)
+    np.testing.assert_allclose(coarse.object_to_world, fine.object_to_world[:, ::2], atol=1e-12)
 
 
-@pytest.mark.parametrize("num_movers", [1, 2, 3])
-def test_cameras_stay_clear_of_objects_and_walls(num_movers: int) -> None:
-    for seed in range(50):
-        world = make_world(seed, num_movers=num_movers)
-        position = world.camera_to_world[:, None, :, 3:]  # [n, 1, 4, 1]
-        local = (torch.linalg.inv(world.object_to_world) @ position)[:, :, :3, 0]  # [n, S, 3]
-        unit = local / world.half_extents
-        inside = torch.where(world.is_ellipsoid, unit.norm(dim=-1) <= 1, unit.abs().amax(-1) <= 1)
-        assert inside[:, 0].all(), "in the room"
-        assert not inside[:, 1:].any()
-        assert int(world.moves.sum()) == num_movers
+@pytest.mark.parametrize("name", FAMILIES)
+def test_worlds_made_together_are_the_worlds_made_alone(name: str) -> None:
+    together = make_worlds([3, 4], FAMILIES[name], num_frames=2)
+    alone = make_world(4, FAMILIES[name], num_frames=2)
+    np.testing.assert_array_equal(together.object_to_world[1:], alone.object_to_world)
+    views, view = (observe(world, 32, 24) for world in (together, alone))
+    np.testing.assert_array_equal(views.surface[1:], view.surface)
+    np.testing.assert_allclose(views.images[1:], view.images, atol=1e-6)
+
+
+def test_fewer_rays_at_once_change_nothing() -> None:
+    world = make_worlds([0, 1], num_frames=3)
+    at_once, one_by_one = observe(world, 32, 24, rays_at_once=1 << 20), observe(world, 32, 24, rays_at_once=1)
+    for field in fields(at_once):
+        np.testing.assert_allclose(getattr(at_once, field.name), getattr(one_by_one, field.name), atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "count"), [(name, 1000 if name == "sharp" else 100) for name in FAMILIES])
+def test_no_world_is_degenerate(name: str, count: int) -> None:
+    """No empty view, no camera in an object or outside the room, no object gone, nothing at the camera's nose."""
+    family = FAMILIES[name]
+    for first in range(0, count, 100):
+        world = make_worlds(range(first, first + 100), family, num_frames=5)
+        position = world.camera_to_world[:, :, None, :, 3:]
+        unit = (torch.linalg.inv(world.object_to_world) @ position)[..., :3, 0] / world.half_extents[:, None]
+        ellipsoid = world.is_ellipsoid[:, None]
+        inside = torch.where(ellipsoid, unit.square().sum(-1) <= 1, unit.abs().amax(-1) <= 1)
+        assert inside[..., 0].all(), "in the room"
+        assert not inside[..., 1:].any()
+        assert (world.moves.sum(1) == family.num_movers).all() and not world.moves[:, 0].any()
+        views = observe(world.to("cpu", torch.float32), 48, 36)
+        assert torch.isfinite(views.depth).all() and views.depth.min() > 0.2
+        in_sight = (views.surface > 0).float().mean((2, 3))
+        assert in_sight.min() > 0.02 and in_sight.max() < 0.95, "objects and room, in every frame"
+        assert (views.images.std((2, 3)).mean(-1) > 0.02).all(), "something to see"
+
+
+def test_rotations_are_what_scipy_makes_of_them() -> None:
+    vectors = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    vectors[0] = 0
+    np.testing.assert_allclose(rotation(vectors), Rotation.from_rotvec(vectors.numpy()).as_matrix(), atol=1e-12)
 
 
 def test_moving_pixels_and_walks_are_of_the_promised_size() -> None:
-    clips = [render(make_world(seed), 64, 48, supersample=1) for seed in range(20)]
-    moving = np.array([clip.dynamic_mask.mean() for clip in clips])
-    assert moving.min() > 0.01 and moving.max() < 0.4 and 0.05 < np.median(moving) < 0.3
-    walks = [np.linalg.norm(np.ptp(clip.camera_to_world[:, :3, 3], axis=0)) / np.median(clip.depth) for clip in clips]
-    assert min(walks) > 0.05 and max(walks) < 0.5
-    assert min(clip.depth.min() for clip in clips) > 0.3
+    worlds = make_worlds(range(40)).to("cpu", torch.float32)
+    views = observe(worlds, 64, 48)
+    moving = worlds.moves.gather(1, views.surface.flatten(1)).float().mean(1)
+    assert moving.min() > 0.003 and moving.max() < 0.4 and 0.05 < moving.median() < 0.3
+    way = (worlds.camera_to_world[:, 0, :3, 3] - worlds.camera_to_world[:, -1, :3, 3]).norm(dim=-1)
+    share = way / views.depth.flatten(1).median(dim=1).values
+    assert share.min() > 0.03 and share.max() < 0.45 and (share > 0.05).float().mean() > 0.9
+    assert worlds.fov_deg.max() - worlds.fov_deg.min() > 5
+
+
+def test_a_tripod_stands_still() -> None:
+    cameras = make_world(0, FAMILIES["tripod"]).camera_to_world[0]
+    np.testing.assert_allclose(cameras, cameras[:1].expand_as(cameras), atol=1e-12)
 
 
 @pytest.mark.parametrize(("num_frames", "width", "height"), [(1, 128, 96), (2, 37, 53), (3, 1, 1)])
@@ -207,7 +244,7 @@ def test_one_frame_and_odd_sizes(num_frames: int, width: int, height: int) -> No
 
 
 def test_empty_rooms_render() -> None:
-    clip = render(make_world(0, num_movers=0, num_static=0, num_frames=2), 32, 24)
+    clip = render(make_world(0, Family(num_movers=0, num_static=0), num_frames=2), 32, 24)
     assert not clip.object_ids.any() and not clip.dynamic_mask.any()
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from easi3r.backbones.configuration import parse_config, parse_constructor
 from easi3r.backbones.dust3r import Dust3r, Dust3rConfig
+from easi3r.backbones.safetensors import read_safetensors
 from easi3r.errors import CheckpointError, MissingExtraError
 
 # What a checkpoint may hold that the method never reads: training's mask token, the local features of MASt3R, the
@@ -190,15 +191,8 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]
     if not isinstance(config, dict):
         raise CheckpointError(f"{config_file} holds a {type(config).__name__}; expected the constructor's arguments.")
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise MissingExtraError(
-            "Reading model.safetensors needs the package safetensors: pip install 'easi3r[hub]'."
-        ) from error
-    try:
-        return config, load_file(tensor_file), tensor_file
-    except (SafetensorError, OSError) as error:
+        return config, read_safetensors(tensor_file), tensor_file
+    except (ValueError, OSError) as error:
         raise CheckpointError(
             f"{tensor_file} cannot be read as safetensors ({error}); see whether its download was complete."
         ) from error

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from easi3r.backbones.dust3r import Dust3r
+from easi3r.backbones.safetensors import read_safetensors, write_safetensors
 
 
 def save_state(state: dict[str, Any], folder: Path, shard_mb: float = 0.0) -> None:
@@ -54,34 +54,14 @@ def write_weights(network: Dust3r, folder: Path, about: dict[str, Any]) -> None:
         "pos_embed": f"RoPE{config.rope_base:g}",
         **about,
     }
-    tensors = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in network.state_dict().items()}
-    header: dict[str, Any] = {}
-    offset = 0
-    for name, value in tensors.items():
-        size = value.numel() * value.element_size()
-        header[name] = {"dtype": "F16", "shape": list(value.shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    temporary = folder / "model.safetensors.tmp"
-    with temporary.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for value in tensors.values():
-            file.write(value.numpy().tobytes())
-    os.replace(temporary, folder / "model.safetensors")
+    tensors = {name: value.to(torch.float16) for name, value in network.state_dict().items()}
+    write_safetensors(folder / "model.safetensors", tensors)
     replace_text(folder / "config.json", json.dumps(arguments, indent=1) + "\n")
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors in float32 and the configuration that :func:`write_weights` wrote."""
-    content = (folder / "model.safetensors").read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    data = memoryview(content)[8 + length :]
-    tensors = {}
-    for name, entry in json.loads(content[8 : 8 + length]).items():
-        begin, end = entry["data_offsets"]
-        flat = torch.frombuffer(bytearray(data[begin:end]), dtype=torch.float16)
-        tensors[name] = flat.reshape(entry["shape"]).float()
+    tensors = {name: value.float() for name, value in read_safetensors(folder / "model.safetensors").items()}
     return tensors, json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 

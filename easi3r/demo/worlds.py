@@ -54,7 +54,7 @@ FAMILIES = {  # from easy to hard
     "handheld": Family(shake=3.0, shake_cycles=(2.0, 5.0)),
     "plain": Family(contrast=0.35),
     "wide": Family(
-        fov_deg=(45.0, 80.0), room_m=(2.8, 7.0), stride=(0.05, 0.6), pan_deg=(0.0, 30.0), shake=2.0, size=(0.08, 0.22)
+        fov_deg=(45.0, 80.0), room_m=(3.2, 7.0), stride=(0.05, 0.5), pan_deg=(0.0, 25.0), shake=2.0, size=(0.08, 0.22)
     ),
 }
 
@@ -200,6 +200,7 @@ def _camera_path(dice: _Dice, family: Family, room: Tensor, times: Tensor) -> Te
     sway = family.shake * dice.wobble(times, family.shake_cycles)
     target = target[:, None] + dice.uniform(0.0, 0.8, 1, 1) * along + pan + 0.05 * sway
     position = start[:, None] + along + 0.07 * stride * family.shake * dice.wobble(times, family.shake_cycles)
+    position = torch.clamp(position, -0.95 * room[:, None], 0.95 * room[:, None])
 
     forward = _unit(target - position)
     right = _unit(torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]).to(forward).expand_as(forward), forward))
