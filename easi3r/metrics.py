@@ -1,13 +1,11 @@
 """How far masks, score maps, trajectories, depths and points are from the truth: pure functions, numpy only.
 
-The prediction comes first, the truth second.  All raise ValueError, in one sentence, for shapes that do not fit, empty
-arrays, masks that are not bool, values that are not finite.  Nothing is left out silently: which frames, pixels and
-points take part, and at which size, is the caller's protocol, to be stated with the number.
+All raise ValueError, in one sentence, for shapes that do not fit, empty arrays, masks that are not bool and values that
+are not finite.  Which frames, pixels and points take part is the caller's protocol, to be stated with the number.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -20,7 +18,7 @@ from easi3r.structures import Array
 Alignment = Literal["none", "scale", "scale+shift"]
 
 BOUNDARY_TOLERANCE = 0.008  # of the image diagonal, as in DAVIS
-LEAF_SIZE = 64  # points compared at a time in the nearest-neighbour search; the answer does not depend on it
+PAIRS_AT_A_TIME = 2**20  # in the nearest-neighbour search; the answer does not depend on it
 MASKS, POINTS, POSES = ("n", "H", "W"), ("n", 3), ("n", 4, 4)
 
 
@@ -68,9 +66,12 @@ class DepthErrors:
 class PointCloudErrors:
     """Mean and median distances, in units of the points."""
 
-    accuracy: MeanMedian  # from each predicted point to the nearest true one
-    completeness: MeanMedian  # from each true point to the nearest predicted one
-    distance: MeanMedian  # from each predicted point to the true one of the same row
+    accuracy_mean: float  # from each predicted point to the nearest true one
+    accuracy_median: float
+    completeness_mean: float  # from each true point to the nearest predicted one
+    completeness_median: float
+    distance_mean: float  # from each predicted point to the true one of the same row
+    distance_median: float
 
 
 def jaccard(predicted: Array, truth: Array) -> Array:
@@ -117,7 +118,7 @@ def auc(scores: Array, truth: Array) -> float:
     """
     positives, negatives = _tallies(scores, truth)
     if not positives.any() or not negatives.any():
-        raise ValueError(f"truth is {bool(positives.any())} everywhere; expected True and False, which auc compares.")
+        raise ValueError(f"truth is {bool(positives.any())} everywhere; expected both True and False.")
     below = np.cumsum(negatives) - negatives
     return float(positives @ (below + negatives / 2) / (positives.sum() * negatives.sum()))
 
@@ -157,8 +158,7 @@ def umeyama(source_points: Array, target_points: Array, with_scale: bool = True)
 def absolute_trajectory_error(predicted: Array, truth: Array) -> float:
     """ATE: RMSE of the camera positions after Sim(3) alignment, in units of the truth (metres where it is metric).
 
-    One frame gives 0.  If either camera stands still, only means are aligned (see ``umeyama``), and the result is the
-    spread of the other about its mean, in the other's own units.
+    One frame gives 0.  If either camera stands still, the result is the other's spread (``umeyama``), in its own units.
 
     predicted, truth: [n, 4, 4] float camera-to-world, matched row by row.
     """
@@ -170,8 +170,7 @@ def absolute_trajectory_error(predicted: Array, truth: Array) -> float:
 def relative_pose_errors(predicted: Array, truth: Array) -> RelativePoseErrors:
     """RPE at delta 1: length and angle of E_i = (Q_i^-1 Q_(i+1))^-1 (P_i^-1 P_(i+1)) over all i (Sturm et al. 2012).
 
-    The prediction P takes the scale of the Sim(3) that aligns all its positions to the truth Q (see ``umeyama`` for a
-    camera at rest); the alignment's rotation and translation cancel in E_i.
+    P, the prediction, takes the scale of the Sim(3) that aligns it to Q, the truth; the rest of it cancels in E_i.
 
     predicted, truth: [n, 4, 4] float camera-to-world, matched row by row.
     """
@@ -213,8 +212,7 @@ def direction_angle_deg(u: Array, v: Array) -> Array:
 def depth_errors(predicted: Array, truth: Array, valid: Array, alignment: Alignment = "none") -> DepthErrors:
     """Errors of z-depth, all valid pixels of the video pooled, after one alignment for the whole video.
 
-    "scale" is median(truth / predicted); "scale+shift" the least squares of scale * predicted + shift - truth, where
-    a constant prediction keeps scale 1.  Limits of range (Sintel's far sky, say) belong into ``valid``.
+    "scale" is median(truth / predicted), "scale+shift" least squares in depth; a constant prediction keeps scale 1.
 
     predicted, truth: [n, H, W] float, finite and > 0 where valid.  valid: [n, H, W] bool, True = counts, at least one.
     """
@@ -224,16 +222,13 @@ def depth_errors(predicted: Array, truth: Array, valid: Array, alignment: Alignm
     predicted, truth = (d[valid] for d in _arrays(float, valid.shape, valid, predicted=predicted, truth=truth))
     if not valid.any() or min(predicted.min(), truth.min()) <= 0:
         raise ValueError(f"A z-depth of {valid.sum()} valid pixels is <= 0; expected some valid pixels, all > 0.")
-    scale, shift = 1.0, 0.0
-    if alignment == "scale":
-        scale = float(np.median(truth / predicted))
-    elif alignment == "scale+shift":
+    scale, shift = float(np.median(truth / predicted)) if alignment == "scale" else 1.0, 0.0
+    if alignment == "scale+shift":
         centred = predicted - predicted.mean()
         scale = float(centred @ truth / (centred @ centred)) if np.ptp(predicted) > 0 else 1.0
         shift = float(truth.mean() - scale * predicted.mean())
-    aligned = scale * predicted + shift
-    within = (aligned < 1.25 * truth) & (truth < 1.25 * aligned)
-    return DepthErrors(float((np.abs(aligned - truth) / truth).mean()), float(within.mean()), scale, shift)
+    ratio = (scale * predicted + shift) / truth
+    return DepthErrors(float(np.abs(ratio - 1).mean()), float(((ratio > 0.8) & (ratio < 1.25)).mean()), scale, shift)
 
 
 def point_cloud_errors(predicted: Array, truth: Array) -> PointCloudErrors:
@@ -242,29 +237,22 @@ def point_cloud_errors(predicted: Array, truth: Array) -> PointCloudErrors:
     predicted, truth: [n, 3] float, matched row by row, as the same pixels unprojected with either depth are.
     """
     predicted, truth = _arrays(float, POINTS, predicted=predicted, truth=truth)
-    matched = np.linalg.norm(predicted - truth, axis=1)
-    distances = nearest_distances(predicted, truth), nearest_distances(truth, predicted), matched
+    nearest = nearest_distances(predicted, truth), nearest_distances(truth, predicted)
+    distances = *nearest, np.linalg.norm(predicted - truth, axis=1)
     return PointCloudErrors(*(float(average(d)) for d in distances for average in (np.mean, np.median)))
 
 
 def nearest_distances(points: Array, others: Array) -> Array:
-    """Distance from each of the points [m, 3] to the nearest of the others [k, 3], [m] float64 in their units; exact.
+    """Distance from each of the points [m, 3] to the nearest of the others [k, 3], [m] float64 in their units.
 
-    Both clouds are cut into boxes; a box of points meets those of the others in the order of the gaps between them,
-    until the next gap is wider than its worst answer.
+    All pairs are compared, 60,000 x 60,000 in some ten seconds; exact to about 1e-8 of the clouds' extent.
     """
     (points,), (others,) = _arrays(float, POINTS, points=points), _arrays(float, POINTS, others=others)
-    boxes = [others[rows] for rows in _leaves(others, np.arange(len(others)))]
-    low, high = np.array([box.min(axis=0) for box in boxes]), np.array([box.max(axis=0) for box in boxes])
-    squared = np.full(len(points), np.inf)
-    for rows in _leaves(points, np.arange(len(points))):
-        here = points[rows]
-        gaps = (np.maximum(0, np.maximum(low - here.max(axis=0), here.min(axis=0) - high)) ** 2).sum(axis=1)
-        for k in np.argsort(gaps):
-            if gaps[k] >= squared[rows].max():
-                break
-            squared[rows] = np.minimum(squared[rows], ((here[:, None] - boxes[k]) ** 2).sum(axis=2).min(axis=1))
-    return np.asarray(np.sqrt(squared))
+    points, others = points - others.mean(axis=0), others - others.mean(axis=0)
+    half_squares = (others**2).sum(axis=1) / 2
+    pieces = np.array_split(points, math.ceil(len(points) * len(others) / PAIRS_AT_A_TIME))
+    nearest = np.concatenate([(half_squares - piece @ others.T).argmin(axis=1) for piece in pieces])
+    return np.asarray(np.linalg.norm(points - others[nearest], axis=1))
 
 
 def _share(part: Array, whole: Array) -> Array:
@@ -282,42 +270,30 @@ def _dilate(mask: Array, radius: int) -> Array:
     """Dilation of [n, H, W] bool by the disk x^2 + y^2 <= radius^2: the union of its shifts."""
     (_, height, width), span = mask.shape, range(2 * radius + 1)
     padded, dilated = np.pad(mask, ((0, 0), (radius, radius), (radius, radius))), np.zeros_like(mask)
-    for y, x in itertools.product(span, span):
-        if (y - radius) ** 2 + (x - radius) ** 2 <= radius**2:
-            dilated |= padded[:, y : y + height, x : x + width]
+    for y, x in ((y, x) for y in span for x in span if (y - radius) ** 2 + (x - radius) ** 2 <= radius**2):
+        dilated |= padded[:, y : y + height, x : x + width]
     return dilated
 
 
 def _tallies(scores: Array, truth: Array) -> tuple[Array, Array]:
     """How many True and how many False hold each distinct score, in ascending order of the scores, float64."""
-    shape = np.shape(scores)
-    (scores,), (truth,) = _arrays(float, shape, scores=scores), _arrays(bool, shape, truth=truth)
+    (truth,), (scores,) = _arrays(bool, np.shape(truth), truth=truth), _arrays(float, np.shape(truth), scores=scores)
     distinct, index = np.unique(scores.ravel(), return_inverse=True)
     positives = np.bincount(index, weights=truth.ravel(), minlength=len(distinct))
     return positives, np.bincount(index, minlength=len(distinct)) - positives
-
-
-def _leaves(points: Array, rows: Array) -> list[Array]:
-    """Cut these rows of [m, 3] points at the median of their widest axis, again and again, into small pieces."""
-    if len(rows) <= LEAF_SIZE:
-        return [rows]
-    along = points[rows, np.ptp(points[rows], axis=0).argmax()]
-    halves = np.array_split(rows[np.argpartition(along, len(rows) // 2)], 2)
-    return [leaf for half in halves for leaf in _leaves(points, half)]
 
 
 def _arrays(dtype: type, shape: tuple[int | str, ...], where: Array | bool = True, **given: Any) -> tuple[Array, ...]:
     """The given as bool, or float64 that is finite ``where``, all of one shape, in which a name is any size but 0."""
     arrays = {name: np.asarray(value) for name, value in given.items()}
     for name, array in arrays.items():
-        sizes_fit = (size == wanted or isinstance(wanted, str) for size, wanted in zip(array.shape, shape))
-        if array.ndim != len(shape) or array.size == 0 or not all(sizes_fit):
-            expected = ", ".join(map(str, shape))
-            raise ValueError(f"{name} has shape {list(array.shape)}; expected [{expected}], not empty.")
+        wanted = [size if isinstance(size, int) else own for size, own in zip(shape, array.shape, strict=False)]
+        if array.ndim != len(shape) or list(array.shape) != wanted or array.size == 0:
+            raise ValueError(f"{name} has shape {array.shape}; expected ({', '.join(map(str, shape))}), not empty.")
         if dtype is bool and array.dtype != bool:
             raise ValueError(f"{name} is {array.dtype}; expected bool.")
         arrays[name] = array.astype(dtype, copy=False)
         if not (np.isfinite(arrays[name]) | ~np.asarray(where)).all():
             raise ValueError(f"{name} holds nan or infinity; expected finite numbers.")
-        shape = array.shape
+        shape = array.shape  # of the first, for the others
     return tuple(arrays.values())

@@ -31,7 +31,8 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """``lr`` is the spectral norm of a step of a square matrix; matrices of one shape are treated together.
 
-    A matrix whose rows are several matrices of its width (queries, keys and values in one) is treated as those.
+    A matrix whose rows are three of its width (queries, keys and values in one) is treated as three matrices.  Where
+    several processes hold the same weights and gradients, each does its share of the work.
     """
 
     def __init__(
@@ -53,8 +54,23 @@ class Muon(torch.optim.Optimizer):
                 parts = 3 if rows == 3 * columns else 1
                 for value, change in zip(parameter.chunk(parts), update.chunk(parts), strict=True):
                     by_shape[value.shape].append((value, change))
-            for shape, members in by_shape.items():
-                steps = orthogonalise(torch.stack([change for _, change in members]))
-                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+            stacks = [torch.stack([change for _, change in members]) for members in by_shape.values()]
+            for members, steps in zip(by_shape.values(), orthogonalise_together(stacks), strict=True):
+                rows, columns = steps.shape[1:]
+                scale = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for (value, _), change in zip(members, steps, strict=True):
                     value.mul_(1 - group["lr"] * group["weight_decay"]).sub_(change, alpha=scale)
+
+
+def orthogonalise_together(stacks: list[Tensor]) -> list[Tensor]:
+    """``orthogonalise`` each [B, m, n]; process k of K takes every K-th matrix, from the k-th on."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [orthogonalise(stack) for stack in stacks]
+    own = slice(torch.distributed.get_rank(), None, torch.distributed.get_world_size())
+    flat = torch.zeros(sum(stack.numel() for stack in stacks), dtype=stacks[0].dtype, device=stacks[0].device)
+    results = [part.view_as(stack) for part, stack in zip(flat.split([s.numel() for s in stacks]), stacks, strict=True)]
+    for result, stack in zip(results, stacks, strict=True):
+        if len(stack[own]):
+            result[own] = orthogonalise(stack[own])
+    torch.distributed.all_reduce(flat)
+    return results

@@ -67,6 +67,7 @@ class Options:
     cooldown_minutes: float
     save_minutes: float
     judge_minutes: float
+    held_out: int
     shard_mb: float
     device: str
     compile: bool
@@ -155,7 +156,8 @@ class Trainer:
     def batch(self) -> StaticViews:
         """New worlds: which ones depends on the seed, the pairs seen so far and the process alone."""
         size = self.options.worlds
-        first_seed = (self.options.seed + 1 << 32) + (self.pairs_seen * VIEWS + self.rank * size)
+        worlds_seen = self.pairs_seen // len(self.first)
+        first_seed = (self.options.seed + 1 << 32) + worlds_seen + self.rank * size
         dice = torch.Generator().manual_seed(first_seed)
         between = float(torch.rand(1, generator=dice)) * 0.84 + 0.08
         family = FAMILIES[self.options.family]
@@ -192,7 +194,7 @@ class Trainer:
         with torch.no_grad():
             state = self.network.state_dict()
             torch._foreach_lerp_(list(self.average.values()), [state[name] for name in self.average], 1 - keep)
-        return float(loss), float(error)
+        return float(loss.detach()), float(error)
 
     def _share_gradients(self) -> None:
         if self.options.processes == 1:
@@ -204,9 +206,10 @@ class Trainer:
         for gradient, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def averaged_network(self) -> Dust3r:
+    def snapshot(self, *, averaged: bool) -> Dust3r:
+        """A copy to judge and to ship: the average of the last steps, or the weights as they are."""
         network = Dust3r(CONFIG).to(self.device)
-        network.load_state_dict(self.average)
+        network.load_state_dict(self.average if averaged else self.network.state_dict())
         return network.requires_grad_(False).eval()
 
     def state(self) -> dict[str, Any]:
@@ -246,29 +249,29 @@ def train(rank: int, options: Options, meeting_place: str) -> None:
     if state is not None:
         trainer.restore(state)
     begun, first_step = time.monotonic(), trainer.step
-    held_out = held_out_pairs(FAMILIES[options.family], 96, options.size) if rank == 0 else None
+    curve = Curve(options) if rank == 0 else None
     losses: list[tuple[float, float]] = []
-    saved = judged = time.monotonic()
+    saved = judged = begun
+    was_cooling = False
     while True:
-        minutes = (time.monotonic() - begun) / 60
-        left = options.max_minutes - minutes
-        done = left <= 0 or (options.max_steps > 0 and trainer.step >= options.max_steps)
-        cooling = options.cooldown_minutes > 0 and left < options.cooldown_minutes
-        due = time.monotonic() - saved > 60 * options.save_minutes
-        decision = torch.tensor([done, cooling, due, time.monotonic() - judged > 60 * options.judge_minutes])
-        done, cooling, due, judge = agree(decision, options.processes)
-        if rank == 0 and ((due and not cooling) or (done and not options.cooldown_minutes)):
-            save_state(trainer.state(), options.output / "state", options.shard_mb)
-            saved = time.monotonic()
-        if rank == 0 and (judge or done) and held_out is not None:
-            network = trainer.averaged_network()
-            errors = judge_pairs(network, held_out)
-            judged = time.monotonic()
-            report(options.output, trainer, minutes, losses, asdict(errors))
-            logger.info("held out: %s", errors.line())
-            write_weights(network, options.output, {"pairs_seen": trainer.pairs_seen, "seed": options.seed})
-        if judge:
-            judged = time.monotonic()
+        now = time.monotonic()
+        left = options.max_minutes - (now - begun) / 60
+        done, cooling, due, judge = agree(
+            left <= 0 or 0 < options.max_steps <= trainer.step,
+            left < options.cooldown_minutes,
+            now - saved > 60 * options.save_minutes,
+            now - judged > 60 * options.judge_minutes,
+            processes=options.processes,
+        )
+        if (due or done or cooling) and not was_cooling:  # a state to go on from has not been cooled
+            saved = now
+            if rank == 0:
+                save_state(trainer.state(), options.output / "state", options.shard_mb)
+        was_cooling = cooling
+        if judge or done:
+            judged = now
+            if curve is not None:
+                curve.judge(trainer, (now - begun) / 60, losses, cooling=cooling)
         if done:
             break
         warm = min(1.0, (trainer.step - first_step + 1) / WARM_UP)
@@ -286,23 +289,41 @@ def train(rank: int, options: Options, meeting_place: str) -> None:
         torch.distributed.destroy_process_group()
 
 
-def agree(decision: Tensor, processes: int) -> Iterator[bool]:
+class Curve:
+    """Looks at held-out pairs now and then, adds a line to the curve, and keeps the best weights."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.pairs = held_out_pairs(FAMILIES[options.family], options.held_out, options.size)
+        about = options.output / "config.json"
+        self.best = float("inf")
+        if about.is_file():
+            self.best = json.loads(about.read_text(encoding="utf-8")).get("held_out_second_view", self.best)
+
+    def judge(
+        self, trainer: Trainer, minutes: float, losses: Sequence[tuple[float, float]], *, cooling: bool
+    ) -> None:
+        """Weights are averaged while the rate is high; once it falls, they settle by themselves."""
+        network = trainer.snapshot(averaged=not cooling)
+        errors = judge_pairs(network, self.pairs)
+        logger.info("held out after %d pairs: %s", trainer.pairs_seen, errors.line())
+        loss, error = (sum(x) / len(x) for x in zip(*losses[-200:], strict=True)) if losses else (None, None)
+        row = {"step": trainer.step, "pairs_seen": trainer.pairs_seen, "minutes": round(minutes, 2)}
+        row |= {"size": "x".join(map(str, self.options.size)), "train_loss": loss, "train_error": error}
+        with (self.options.output / "curve.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row | asdict(errors)) + "\n")
+        if errors.second_view < self.best:
+            self.best = errors.second_view
+            about = {"pairs_seen": trainer.pairs_seen, "seed": self.options.seed, "held_out_second_view": self.best}
+            write_weights(network, self.options.output, about)
+
+
+def agree(*decisions: bool, processes: int) -> Iterator[bool]:
     """Process 0's clock decides for all."""
+    values = torch.tensor(decisions, dtype=torch.uint8)
     if processes > 1:
-        decision = decision.to(torch.uint8)
-        torch.distributed.broadcast(decision, 0)
-    return (bool(value) for value in decision)
-
-
-def report(
-    folder: Path, trainer: Trainer, minutes: float, losses: Sequence[tuple[float, float]], errors: dict[str, float]
-) -> None:
-    """Add a line to the curve."""
-    loss, error = (sum(x) / len(x) for x in zip(*losses[-200:], strict=True)) if losses else (None, None)
-    row = {"step": trainer.step, "pairs_seen": trainer.pairs_seen, "minutes": round(minutes, 2)}
-    row |= {"size": "x".join(map(str, trainer.options.size)), "train_loss": loss, "train_error": error, **errors}
-    with (folder / "curve.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        torch.distributed.broadcast(values, 0)
+    return (bool(value) for value in values)
 
 
 def parse(arguments: Sequence[str] | None) -> Options:
@@ -321,6 +342,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
     add("--cooldown-minutes", type=float, default=0.0, help="the last minutes, in which the rate falls to zero")
     add("--save-minutes", type=float, default=2.0)
     add("--judge-minutes", type=float, default=5.0, help="between looks at the held-out pairs")
+    add("--held-out", type=int, default=96, help="how many pairs that is (default: 96)")
     add("--shard-mb", type=float, default=0.0, help="split the saved state into files of at most so many megabytes")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--compile", action="store_true", help="torch.compile the network: pays on GPUs")

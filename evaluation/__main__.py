@@ -1,0 +1,22 @@
+"""``python -m evaluation synthetic``: see that module's --help."""
+
+from __future__ import annotations
+
+import sys
+
+from evaluation import synthetic
+
+COMMANDS = {"synthetic": synthetic.main}
+
+
+def main() -> int:
+    name, *arguments = sys.argv[1:] or [""]
+    if name not in COMMANDS:
+        print(f"python -m evaluation: {name!r} was given; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    COMMANDS[name](arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
