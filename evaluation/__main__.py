@@ -10,6 +10,7 @@ COMMANDS = {"synthetic": synthetic.main}
 
 
 def main() -> int:
+    """Run the command that the first argument names."""
     name, *arguments = sys.argv[1:] or [""]
     if name not in COMMANDS:
         print(f"python -m evaluation: {name!r} was given; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)

@@ -7,6 +7,7 @@ baselines see (optical flow, frame difference).  Nothing here is trained, and no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import cv2
@@ -28,6 +29,10 @@ from hooks.sites import find_sites
 Array = NDArray[Any]
 MATCHING_HEADS = 4  # heads whose attention agrees best with the rigid prediction, per clip and decoder
 PAIRS_AT_ONCE = 8
+
+
+def _keep(kept: list[tuple[Tensor, Tensor, float]], q: Tensor, k: Tensor, scale: float) -> None:
+    kept.append((q, k, scale))
 
 
 class Reading:
@@ -54,8 +59,8 @@ class Reading:
         first, second = pairs.T
         caught: dict[str, list[tuple[Tensor, Tensor, float]]] = {"decoder1": [], "decoder2": []}
         handles = [
-            site.observe(lambda q, k, scale, name=name: caught[name].append((q, k, scale)))
-            for name in caught
+            site.observe(partial(_keep, kept))
+            for name, kept in caught.items()
             for site in find_sites(self.network, name)
         ]
         try:
@@ -207,7 +212,7 @@ def depth_variation(reading: Reading) -> Tensor:
 
 
 def mean_over_pairs(values: Tensor, frames: Tensor, n: int) -> Tensor:
-    """[P, N] with nan where nothing is known -> [n, N]: mean over a frame's pairs, a frame's median where none knows."""
+    """[P, N], nan where nothing is known -> [n, N]: mean over a frame's pairs, the frame's median where none knows."""
     means = torch.stack([values[frames == frame].nanmean(0) for frame in range(n)])
     fallback = means.nanmedian(dim=1, keepdim=True).values
     return torch.where(means.isnan(), fallback, means)
@@ -215,7 +220,6 @@ def mean_over_pairs(values: Tensor, frames: Tensor, n: int) -> Tensor:
 
 def expected_position(logits: Tensor, grid: Grid, patch: int) -> Tensor:
     """[B, C, Nq, Nk] -> [B, C, Nq, 2] pixels: softmax-weighted position around the strongest key (3 x 3 tokens)."""
-    height, width = grid
     centres = token_centres(grid, patch)
     best = centres[logits.argmax(-1)]  # [B, C, Nq, 2]
     near = ((centres - best[..., None, :]).abs() < 1.5 * patch).all(-1)
@@ -224,6 +228,7 @@ def expected_position(logits: Tensor, grid: Grid, patch: int) -> Tensor:
 
 
 def token_centres(grid: Grid, patch: int) -> Tensor:
+    """[N, 2] pixel coordinates (x, y)."""
     y, x = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1) * patch + (patch - 1) / 2
 

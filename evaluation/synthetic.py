@@ -135,7 +135,7 @@ def reconstruction_scores(model: Easi3R, clip: Clip, *, iterations: int) -> dict
         cut_tokens = None
         if cut is not None and masks[cut].any():
             parts = masks[cut].reshape(n, height // patch, patch, width // patch, patch)
-            cut_tokens = parts.any(axis=(2, 4))
+            cut_tokens = np.asarray(parts.any(axis=(2, 4)))
         predicted[cut] = empty_predictions(pairs, height, width)
         observe_pairs(
             *(network, tokens, pairs, grid, lambda *_: None, silent),
@@ -172,6 +172,7 @@ def mask_scores(model: Easi3R, clip: Clip, twin: Clip) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Print every table; see the module's text."""
     parser = argparse.ArgumentParser(prog="python -m evaluation synthetic", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", default="demo")

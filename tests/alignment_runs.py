@@ -4,18 +4,28 @@ from functools import cache
 
 import numpy as np
 from pair_predictions import synthetic_predictions
-from trajectory_metrics import ate
 
 from easi3r.alignment import align
 from easi3r.config import AlignmentSettings, FlowSettings, PairSettings
 from easi3r.demo.rendering import Clip, render
 from easi3r.demo.worlds import Family, make_world
 from easi3r.flow import estimate_flow
+from easi3r.metrics import absolute_trajectory_error, depth_errors, path_length
 from easi3r.pairs import make_pairs
 from easi3r.progress import silent
 from easi3r.structures import AlignedCameras, PairFlow
 
 SEEDS = range(6)
+
+
+def ate(camera_to_world: np.ndarray, truth: np.ndarray) -> float:
+    """ATE over the length of the true path."""
+    return absolute_trajectory_error(camera_to_world, truth) / path_length(truth)
+
+
+def static_absrel(answer: AlignedCameras, clip: Clip) -> float:
+    """AbsRel of the static pixels, one scale for the clip."""
+    return depth_errors(answer.depth, clip.depth, ~clip.dynamic_mask, "scale").abs_rel
 
 
 @cache

@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from alignment_runs import SEEDS, aligned, pairs_of, path_errors, world
+from alignment_runs import SEEDS, aligned, ate, pairs_of, path_errors, static_absrel, world
 from pair_predictions import synthetic_predictions
-from trajectory_metrics import ate, rpe_rotation_deg, static_absrel
 
 from easi3r.alignment import align
 from easi3r.alignment.initialise import centred_pixels, initialise, weiszfeld_focal
@@ -16,6 +15,7 @@ from easi3r.config import AlignmentSettings, FlowSettings
 from easi3r.demo.rendering import Clip
 from easi3r.flow import estimate_flow
 from easi3r.geometry import invert_rigid, unproject
+from easi3r.metrics import relative_pose_errors
 from easi3r.progress import silent
 from easi3r.structures import AlignedCameras, PairPredictions
 
@@ -23,7 +23,7 @@ QUICK = AlignmentSettings(iterations=30)
 
 
 def test_easy_noise_leaves_under_15_hundredths_of_a_percent_of_the_path_and_8_per_mille_of_the_depth() -> None:
-    depth_errors = [static_absrel(aligned(s, hard=False).depth, world(s).depth, ~world(s).dynamic_mask) for s in SEEDS]
+    depth_errors = [static_absrel(aligned(s, hard=False), world(s)) for s in SEEDS]
     assert np.median(path_errors(hard=False)) < 0.0015
     assert np.median(depth_errors) < 0.008
 
@@ -31,7 +31,7 @@ def test_easy_noise_leaves_under_15_hundredths_of_a_percent_of_the_path_and_8_pe
 def test_rotations_and_focal_are_right_under_easy_noise() -> None:
     for seed in SEEDS:
         answer, truth = aligned(seed, hard=False), world(seed)
-        assert rpe_rotation_deg(answer.camera_to_world, truth.camera_to_world) < 0.05
+        assert relative_pose_errors(answer.camera_to_world, truth.camera_to_world).rotation_deg < 0.05
         np.testing.assert_allclose(answer.intrinsics, truth.intrinsics, rtol=2e-3, atol=1e-4)
 
 
@@ -89,7 +89,7 @@ def test_a_few_frames_are_enough(num_frames: int) -> None:
     flow = estimate_flow(clip.images, predictions.pairs, FlowSettings(), silent)
     answer = align(predictions, num_frames, QUICK, silent, dynamic_mask=clip.dynamic_mask, flow=flow)
     assert answer.camera_to_world.shape == (num_frames, 4, 4)
-    assert static_absrel(answer.depth, clip.depth, ~clip.dynamic_mask) < 0.02
+    assert static_absrel(answer, clip) < 0.02
     assert answer.intrinsics[0, 0, 0] == pytest.approx(clip.intrinsics[0, 0, 0], rel=0.02)
 
 

@@ -140,6 +140,33 @@ def test_fresh_weights_have_both_aids() -> None:
     assert sum(p.numel() for p in network.parameters()) <= 12e6
 
 
+def test_correspondence_is_projection_written_out(pairs: StaticViews) -> None:
+    centres, place, visible = pairs.correspondence(8)
+    assert visible[:, 0, 0].float().mean() > 0.8 and (place[:, 1, 1] - centres).abs().max() < 0.5
+    world, token = 3, 20  # row 2, column 4
+    pixels = pairs.points[world, 0, 19:21, 35:37].reshape(4, 3).mean(0)
+    there = transform(torch.linalg.inv(pairs.relative_pose(0, 1))[world], pixels)
+    expected = there[:2] / there[2] * pairs.focal_px[world] + torch.tensor([31.5, 23.5])
+    torch.testing.assert_close(place[world, 0, 1, token], expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(centres[token], torch.tensor([35.5, 19.5]))
+    seen = place[visible & (torch.arange(2)[:, None] != torch.arange(2))[..., None]]
+    assert seen.min() > -0.6 and seen[:, 0].max() < 63.6 and seen[:, 1].max() < 47.6
+
+
+def test_attention_at_the_true_place_costs_least() -> None:
+    y, x = torch.meshgrid(torch.arange(3.0), torch.arange(4.0), indexing="ij")
+    centres = torch.stack([x, y], dim=-1).flatten(0, 1) * 8 + 3.5
+    place = centres[None, [5]] + torch.tensor([2.0, 0.0])  # a quarter of the way to the next token
+    share = torch.zeros(1, 1, 12)
+    share[..., 5], share[..., 6] = 0.75, 0.25
+    seen = torch.ones(1, 1, dtype=torch.bool)
+    best = train.matching_loss((share + 1e-9).log(), place, seen, centres, 8)
+    entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    assert float(best) == pytest.approx(entropy, abs=1e-4)
+    assert float(train.matching_loss(torch.zeros(1, 1, 12), place, seen, centres, 8)) == pytest.approx(np.log(12))
+    assert float(train.matching_loss(torch.zeros(1, 1, 12), place, ~seen, centres, 8)) == 0
+
+
 # --- judgement -----------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +307,13 @@ def test_the_same_seed_gives_the_same_losses_and_an_interrupted_run_goes_on(tmp_
     assert whole[1] != whole[2]
     rows = [json.loads(line) for line in (tmp_path / "parts" / "curve.jsonl").read_text().splitlines()]
     assert [row["pairs_seen"] for row in rows] == [18, 36]
+
+
+def test_guidance_is_a_term_of_its_own(tmp_path: Path, caplog) -> None:
+    plain = losses_of(tmp_path / "plain", caplog, "--max-steps", "1")
+    guided = losses_of(tmp_path / "guided", caplog, "--max-steps", "2", "--guidance", "0.1")
+    assert 0.1 < guided[1] - plain[1] < 0.1 * 2 * np.log(12), "about the logarithm of the number of tokens"
+    assert guided[2] != guided[1]
 
 
 def test_training_goes_on_from_weights_alone_and_counts_their_pairs(tmp_path: Path, caplog) -> None:

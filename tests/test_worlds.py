@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from pair_predictions import synthetic_predictions
 from scipy.spatial.transform import Rotation
-from trajectory_metrics import ate, rpe_rotation_deg, static_absrel, umeyama_sim3
 
 from easi3r.demo.rendering import Clip, observe, render
 from easi3r.demo.worlds import FAMILIES, Family, World, make_world, make_worlds, rotation
+from easi3r.metrics import umeyama
 
 Array = NDArray[Any]
 SEEDS = (0, 1, 2)
@@ -305,9 +305,9 @@ def test_hard_noise_turns_the_second_camera_and_bends_the_points(clip: Clip) -> 
     static = ~clip.dynamic_mask[6]
     for index in range(len(pairs)):
         points, true_points = (p.points_second[index].double().numpy()[static] for p in (hard, truth))
-        scale, rotation, translation = umeyama_sim3(true_points, points)
-        angles.append(np.rad2deg(Rotation.from_matrix(rotation).magnitude()))
-        shifts.append(translation / scale)
+        found = umeyama(true_points, points)
+        angles.append(np.rad2deg(Rotation.from_matrix(found.rotation).magnitude()))
+        shifts.append(found.translation / found.scale)
     # The pose errors, and what a fit to the bent points adds to them.
     assert 1.5 < np.sqrt(np.mean(np.square(angles))) < 5
     assert 0.1 < np.linalg.norm(np.std(shifts, axis=0)) < 1.5
@@ -316,49 +316,3 @@ def test_hard_noise_turns_the_second_camera_and_bends_the_points(clip: Clip) -> 
 def test_predictions_repeat_with_their_seed(clip: Clip) -> None:
     one, same, other = (synthetic_predictions(clip, PAIRS, hard=True, seed=seed) for seed in (3, 3, 4))
     assert one.points_second.equal(same.points_second) and not one.points_second.equal(other.points_second)
-
-
-# --- metrics -------------------------------------------------------------------------------------------------------
-
-
-def moved_by(poses: Array, scale: float, rotation: Array, translation: Array) -> Array:
-    moved = poses.copy()
-    moved[:, :3, :3] = rotation @ poses[:, :3, :3]
-    moved[:, :3, 3] = scale * poses[:, :3, 3] @ rotation.T + translation
-    return moved
-
-
-def test_a_similarity_costs_nothing(clip: Clip) -> None:
-    rotation = Rotation.from_rotvec([0.3, -1.0, 2.0]).as_matrix()
-    translation = np.array([5.0, -2.0, 1.0])
-    poses = clip.camera_to_world
-    moved = moved_by(poses, 2.5, rotation, translation)
-    scale, found, offset = umeyama_sim3(poses[:, :3, 3], moved[:, :3, 3])
-    assert np.isclose(scale, 2.5)
-    np.testing.assert_allclose(found, rotation, atol=1e-9)
-    np.testing.assert_allclose(offset, translation, atol=1e-9)
-    assert ate(moved, poses) < 1e-12 and rpe_rotation_deg(moved, poses) < 1e-6
-
-
-def test_metrics_of_known_errors(clip: Clip) -> None:
-    square = np.tile(np.eye(4), (4, 1, 1))
-    square[:, :3, 3] = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
-    bent = square.copy()
-    bent[:, 2, 3] = [0.1, -0.1, 0.1, -0.1]  # no similarity helps: the RMSE is 0.1 but for the best scale
-    assert np.isclose(ate(bent, square), 0.1 / 3, rtol=0.03)
-
-    turned = square.copy()
-    turned[2:, :3, :3] = Rotation.from_rotvec([0, np.deg2rad(3), 0]).as_matrix()
-    assert np.isclose(rpe_rotation_deg(turned, square), 3 / np.sqrt(3))
-
-    static = ~clip.dynamic_mask
-    noisy = np.where(np.indices(clip.depth.shape).sum(0) % 2, 1.1, 1.0) * clip.depth
-    spoilt = np.where(clip.dynamic_mask, 99.0, clip.depth)
-    assert static_absrel(3 * spoilt, clip.depth, static) < 1e-7
-    assert 0.03 < static_absrel(noisy, clip.depth, static) < 0.06
-
-
-def test_umeyama_never_mirrors() -> None:
-    points = np.random.default_rng(0).normal(size=(20, 3))
-    _, rotation, _ = umeyama_sim3(points, points * [1, 1, -1])
-    assert np.isclose(np.linalg.det(rotation), 1)

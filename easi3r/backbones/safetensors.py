@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,4 +85,4 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         for value in tensors.values():
             file.write(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    os.replace(temporary, path)
+    temporary.replace(path)

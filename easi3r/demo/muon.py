@@ -16,7 +16,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a quintic whose iteration takes ever
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """[B, m, n] -> roughly U V^T of each matrix's singular value decomposition, by a Newton-Schulz iteration in bf16."""
+    """[B, m, n] -> roughly U V^T of each singular value decomposition, by a Newton-Schulz iteration in bf16."""
     x = matrices.bfloat16()
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x

@@ -26,11 +26,36 @@ class StaticViews:
 
     def relative_pose(self, first: int | Tensor, second: int | Tensor) -> Tensor:
         """[W, ..., 4, 4] poses of the views ``second`` in the camera frames of the views ``first``."""
-        return torch.linalg.inv(self.camera_to_world[:, first]) @ self.camera_to_world[:, second]
+        first_from_world: Tensor = torch.linalg.inv(self.camera_to_world[:, first])
+        return first_from_world @ self.camera_to_world[:, second]
 
     def points_in(self, first: int | Tensor, second: int | Tensor) -> Tensor:
         """[W, ..., H, W, 3] points of the views ``second`` in the camera frames of the views ``first``."""
         return transform(self.relative_pose(first, second)[..., None, None, :, :], self.points[:, second])
+
+    def correspondence(self, patch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where each view sees the tokens of each other view.
+
+        Returns [N, 2] pixels of the tokens' centres; [W, n, n, N, 2] pixels of the tokens of view i in view j; and
+        [W, n, n, N] bool, True where view j shows that spot: inside the image and not hidden.
+        """
+        height, width = self.points.shape[2:4]
+        count, middle = self.points.shape[1], torch.tensor([(width - 1) / 2, (height - 1) / 2]).to(self.points)
+        # the four pixels around the centre of each patch
+        inner = self.points.unflatten(2, (-1, patch)).unflatten(4, (-1, patch))
+        core = slice(patch // 2 - 1, patch // 2 + 1)
+        spots = inner[:, :, :, core][:, :, :, :, :, core].mean((3, 5)).flatten(2, 3)  # [W, n, N, 3]
+        y, x = torch.meshgrid(torch.arange(0, height, patch), torch.arange(0, width, patch), indexing="ij")
+        centres = torch.stack([x, y], dim=-1).flatten(0, 1).to(middle) + (patch - 1) / 2
+        view = torch.arange(count)
+        there = transform(self.relative_pose(view[None], view[:, None])[:, :, :, None], spots[:, :, None])
+        depth = there[..., 2].clamp(min=1e-3)
+        place = there[..., :2] / depth[..., None] * self.focal_px[:, None, None, None, None] + middle
+        column, row = place.round().long().unbind(-1)
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+        surface = self.points[..., 2].flatten(2)[:, None].expand(-1, count, -1, -1).gather(3, index)
+        return centres, place, inside & ((surface / depth - 1).abs() < 0.05)
 
     def to(self, device: torch.device) -> StaticViews:
         return StaticViews(*(value.to(device) for value in vars(self).values()))

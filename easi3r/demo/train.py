@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from easi3r.demo.static_pairs import StaticViews, held_out_pairs, static_views
 from easi3r.demo.training_state import load_state, read_weights, save_state, write_weights
 from easi3r.demo.worlds import FAMILIES
 from hooks import Attend
+from hooks.sites import find_sites
 
 logger = logging.getLogger("easi3r.train")
 
@@ -45,6 +47,7 @@ CONFIG = Dust3rConfig(
 )
 ALPHA = 0.2  # DUSt3R's weight of the confidence's logarithm
 VIEWS = 3  # of each world: both ends of a walk and a place between, so that two pairs in three are like video
+GUIDED_LAYERS = (1, 3)  # of the decoders; the first head of each
 MUON_RATE, ADAM_RATE = 0.01, 1.5e-3
 WARM_UP = 100  # steps
 AVERAGE = 2000  # steps over which the saved weights are averaged, at most a fifth of those taken
@@ -62,6 +65,7 @@ class Options:
     processes: int
     seed: int
     rate: float
+    guidance: float
     max_minutes: float
     max_steps: int
     cooldown_minutes: float
@@ -77,7 +81,8 @@ class MatrixAttention(Attend):
     """The same attention as plain products: the fused kernel of CPUs takes several times as long backwards."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
+        weights: Tensor = ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1)
+        return weights @ v
 
 
 def new_network(seed: int) -> Dust3r:
@@ -92,12 +97,13 @@ def new_network(seed: int) -> Dust3r:
                 nn.init.xavier_uniform_(module.weight, gain)
                 nn.init.zeros_(module.bias)
     with torch.no_grad():
-        for block in network.dec_blocks:
-            block.cross_attn.projq.weight.copy_(block.cross_attn.projk.weight)
+        for name, keys in network.named_parameters():
+            if name.endswith("cross_attn.projk.weight"):
+                network.get_parameter(name.replace("projk", "projq")).copy_(keys)
         network.dec_blocks2.load_state_dict(network.dec_blocks.state_dict())
         network.downstream_head2.load_state_dict(network.downstream_head1.state_dict())
         for head in (network.downstream_head1, network.downstream_head2):
-            head.proj.bias.view(4, -1)[2] = 0.5  # points begin in front of the camera
+            head.get_parameter("proj.bias").view(4, -1)[2] = 0.5  # points begin in front of the camera
     return network
 
 
@@ -114,6 +120,18 @@ def confidence_loss(prediction: PointmapPair, truth_first: Tensor, truth_second:
     error = (errors[0] - errors[1]).square().sum(-1).add(1e-12).sqrt()
     confidence = torch.stack([prediction.confidence_first, prediction.confidence_second], dim=1)
     return (confidence * error - ALPHA * confidence.log()).mean(), error.detach().mean()
+
+
+def matching_loss(logits: Tensor, place: Tensor, visible: Tensor, centres: Tensor, patch: int) -> Tensor:
+    """Cross-entropy of attention with the true correspondence, over the tokens that the other view shows.
+
+    logits: [B, N, N] of queries and keys.  place: [B, N, 2] pixels where the other view shows each query's token.
+    visible: [B, N] bool.  centres: [N, 2] pixels of the keys; the target spreads bilinearly over the nearest four.
+    """
+    weight = (1 - (place[:, :, None] - centres).abs() / patch).clamp(min=0).prod(-1)  # [B, N, N]
+    weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-6)
+    loss = -(weight * logits.float().log_softmax(-1)).sum(-1)
+    return (loss * visible).sum() / visible.sum().clamp(min=1)
 
 
 class Trainer:
@@ -138,12 +156,18 @@ class Trainer:
                         module.add_module(name, MatrixAttention())
         self.optimisers = self._optimisers()
         self.step = self.averaged = 0
+        self.guided: dict[str, list[Tensor]] = {"decoder1": [], "decoder2": []}  # logits of the guided heads
+        if options.guidance > 0:
+            for decoder in self.guided:
+                for layer in GUIDED_LAYERS:
+                    find_sites(self.network, decoder)[layer].observe(partial(self._keep_logits, decoder))
         self.run = torch.compile(self._predict) if options.compile else self._predict
         first, second = zip(*((i, j) for i in range(VIEWS) for j in range(VIEWS) if i != j), strict=True)
         self.first, self.second = torch.tensor(first), torch.tensor(second)
 
     def _optimisers(self) -> list[torch.optim.Optimizer]:
-        hidden, rest = [], []
+        hidden: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, parameter in self.network.named_parameters():
             is_hidden = "_blocks" in name and parameter.ndim == 2
             (hidden if is_hidden else rest).append(parameter)
@@ -166,11 +190,25 @@ class Trainer:
         seeds = range(first_seed, first_seed + size)
         return static_views(seeds, family, (0.0, between, 1.0), self.options.size, self.device)
 
+    def _keep_logits(self, decoder: str, q: Tensor, k: Tensor, scale: float) -> None:
+        self.guided[decoder].append(q[:, 0] @ k[:, 0].mT * scale)
+
+    def _guidance(self, views: StaticViews) -> Tensor:
+        """How far the guided heads are from the true correspondence, mean over layers and decoders."""
+        patch = CONFIG.patch_size
+        centres, place, visible = views.correspondence(patch)
+        losses = []
+        for decoder, queries, keys in (("decoder1", self.first, self.second), ("decoder2", self.second, self.first)):
+            target, seen = (value[:, queries, keys].flatten(0, 1) for value in (place, visible))
+            losses += [matching_loss(logits, target, seen, centres, patch) for logits in self.guided[decoder]]
+            self.guided[decoder].clear()
+        return torch.stack(losses).mean()
+
     def _predict(self, images: Tensor) -> PointmapPair:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
             tokens = self.network.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-            pairs = [tokens[:, view].flatten(0, 1) for view in (self.first, self.second)]
-            decoded = self.network.decode(*pairs, self.network.grid_of(*images.shape[-2:]))
+            first, second = (tokens[:, view].flatten(0, 1) for view in (self.first, self.second))
+            decoded = self.network.decode(first, second, self.network.grid_of(*images.shape[-2:]))
         decoded.first[-1], decoded.second[-1] = decoded.first[-1].float(), decoded.second[-1].float()
         return self.network.predict(decoded)
 
@@ -180,6 +218,9 @@ class Trainer:
         first = views.points[:, self.first].flatten(0, 1)
         second = views.points_in(self.first, self.second).flatten(0, 1)
         loss, error = confidence_loss(self.run(views.images), first, second)
+        if self.options.guidance > 0:
+            guidance = self._guidance(views)
+            loss = loss + self.options.guidance * guidance
         loss.backward()
         self._share_gradients()
         for optimiser, full in zip(self.optimisers, (MUON_RATE, ADAM_RATE), strict=True):
@@ -242,8 +283,9 @@ def train(rank: int, options: Options, meeting_place: str) -> None:
     if options.device == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // options.processes))
     if options.processes > 1:
-        store = torch.distributed.FileStore(meeting_place, options.processes)
-        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=options.processes)
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=options.processes
+        )
     trainer = Trainer(options, rank)
     state = load_state(options.output / "state")
     if state is not None:
@@ -300,15 +342,13 @@ class Curve:
         if about.is_file():
             self.best = json.loads(about.read_text(encoding="utf-8")).get("held_out_second_view", self.best)
 
-    def judge(
-        self, trainer: Trainer, minutes: float, losses: Sequence[tuple[float, float]], *, cooling: bool
-    ) -> None:
+    def judge(self, trainer: Trainer, minutes: float, losses: Sequence[tuple[float, float]], *, cooling: bool) -> None:
         """Weights are averaged while the rate is high; once it falls, they settle by themselves."""
         network = trainer.snapshot(averaged=not cooling)
         errors = judge_pairs(network, self.pairs)
         logger.info("held out after %d pairs: %s", trainer.pairs_seen, errors.line())
         loss, error = (sum(x) / len(x) for x in zip(*losses[-200:], strict=True)) if losses else (None, None)
-        row = {"step": trainer.step, "pairs_seen": trainer.pairs_seen, "minutes": round(minutes, 2)}
+        row: dict[str, Any] = {"step": trainer.step, "pairs_seen": trainer.pairs_seen, "minutes": round(minutes, 2)}
         row |= {"size": "x".join(map(str, self.options.size)), "train_loss": loss, "train_error": error}
         with (self.options.output / "curve.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row | asdict(errors)) + "\n")
@@ -327,6 +367,7 @@ def agree(*decisions: bool, processes: int) -> Iterator[bool]:
 
 
 def parse(arguments: Sequence[str] | None) -> Options:
+    """Read the command line; exits with 2 if it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m easi3r.demo.train", description=__doc__)
     add = parser.add_argument
     add("-o", "--output", type=Path, required=True, help="folder for weights, curve and state; goes on if it has one")
@@ -337,6 +378,9 @@ def parse(arguments: Sequence[str] | None) -> Options:
     add("--processes", type=int, default=1, help="single-threaded where there is one core for each (default: 1)")
     add("--seed", type=int, default=0)
     add("--rate", type=float, default=1.0, help="factor of the learning rates")
+    add(
+        "--guidance", type=float, default=0.0, help="weight of an aid for the beginning: attention towards true matches"
+    )
     add("--max-minutes", type=float, default=60.0)
     add("--max-steps", type=int, default=0, help="stop after so many steps in all (default: time decides)")
     add("--cooldown-minutes", type=float, default=0.0, help="the last minutes, in which the rate falls to zero")
@@ -358,6 +402,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Start the processes and be the first of them."""
     options = parse(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

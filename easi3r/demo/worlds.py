@@ -35,9 +35,10 @@ class Family:
     """
 
     fov_deg: Range = (56.0, 62.0)  # horizontal field of view
-    room_m: Range = (3.5, 5.0)  # half the room's width and depth
+    room_m: Range = (3.8, 4.8)  # half the room's width and depth
+    height_m: Range = (1.6, 1.9)  # half its height
     stride: Range = (0.07, 0.28)  # way of the camera over the distance of its target
-    pan_deg: Range = (0.0, 9.0)  # turn of the line of sight on top of what following the target needs
+    pan_deg: Range = (0.0, 7.5)  # turn of the line of sight on top of what following the target needs
     shake: float = 1.0  # hand-held sway of position, target and roll; 0 = none
     shake_cycles: Range = (0.5, 2.0)  # its frequencies, per clip
     num_movers: int = 2
@@ -54,7 +55,13 @@ FAMILIES = {  # from easy to hard
     "handheld": Family(shake=3.0, shake_cycles=(2.0, 5.0)),
     "plain": Family(contrast=0.35),
     "wide": Family(
-        fov_deg=(45.0, 80.0), room_m=(3.2, 7.0), stride=(0.05, 0.5), pan_deg=(0.0, 25.0), shake=2.0, size=(0.08, 0.22)
+        fov_deg=(45.0, 80.0),
+        room_m=(3.2, 7.0),
+        height_m=(1.4, 2.4),
+        stride=(0.05, 0.5),
+        pan_deg=(0.0, 25.0),
+        shake=2.0,
+        size=(0.08, 0.22),
     ),
 }
 
@@ -89,7 +96,8 @@ class Texture:
             angle = torch.addcmul(angle, wave[:, axis][row], points[:, axis, None, None])
         layers = torch.tanh(sharpness[row] * (amplitude[row] * angle.sin_()).sum(-1) * fade)
         shown = torch.cat([layers[:, :1], layers[:, 1:] * (0.6 + 0.4 * layers[:, :-1])], dim=1)
-        return (base[row] + (shown[:, :, None] * tint[row]).sum(1)).clamp(0, 1)
+        colour: Tensor = base[row] + (shown[:, :, None] * tint[row]).sum(1)
+        return colour.clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,7 @@ def make_worlds(
     if times is None:
         times = torch.linspace(0, 1, num_frames).double() if num_frames > 1 else _CHECKED_TIMES[_MIDDLE, None]
     times = torch.cat([_CHECKED_TIMES, times])
-    across, up = dice.uniform(*family.room_m, 2), dice.uniform(1.5, 2.0, 1)
+    across, up = dice.uniform(*family.room_m, 2), dice.uniform(*family.height_m, 1)
     room = torch.cat([across[:, :1], up, across[:, 1:]], dim=1)
     num_objects = family.num_movers + family.num_static
     is_mover = dice.uniform(0, 1, num_objects).argsort(dim=1) < family.num_movers
@@ -302,7 +310,8 @@ def rotation(axis_angle: Tensor) -> Tensor:
     zero = torch.zeros_like(x)
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
     sinc, half_sinc = torch.sinc(angle / math.pi), torch.sinc(angle / (2 * math.pi))
-    return torch.eye(3).to(axis_angle) + sinc * skew + 0.5 * half_sinc**2 * skew @ skew
+    turned: Tensor = torch.eye(3).to(axis_angle) + sinc * skew + 0.5 * half_sinc**2 * skew @ skew
+    return turned
 
 
 def _length(vectors: Tensor) -> Tensor:
