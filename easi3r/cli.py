@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from easi3r._version import __version__
@@ -34,6 +35,7 @@ HELP = {
     "window": "partners of each frame in the pair graph",
     "passes": "1: stop after the first pass; 2: decode again with attention to moving regions cut off",
     "masks": "folder of PNG masks, one per frame, 255 = moves; or 'none' for plain DUSt3R",
+    "check": "flow: clear from the masks what the camera's own motion explains; none: as published",
     "align": "published: global alignment with flow; none: the spanning-tree start as it is",
     "seed": "for the clustering",
     "device": "auto, cpu, cuda, cuda:1",
@@ -157,14 +159,25 @@ def _work(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from easi3r.demo.clip import demo_clip
+    from easi3r.demo.clip import FPS, compare, demo_clip, write_overview
     from easi3r.model import Easi3R
     from easi3r.storage import check_output
 
     check_output(options.output, overwrite=options.overwrite)
-    model = Easi3R.from_pretrained("demo")
-    scene = model.reconstruct(demo_clip().images, progress=not options.quiet)
+    model, clip = Easi3R.from_pretrained("demo"), demo_clip()
+    scene = model.reconstruct(clip.images, fps=FPS, progress=not options.quiet)
     _finish(scene, options)
+    write_overview(Path(options.output) / "overview.png", scene, clip)
+    if not options.quiet:
+        truth = compare(scene, clip)
+        print(
+            "against the truth of this clip, which a generator made:\n"
+            f"  masks   J {truth.mask_j:.2f} (intersection over union, mean of the frames)\n"
+            f"  cameras ATE {truth.ate_percent:.1f} % of the path, focal length {truth.focal_percent:.1f} % off\n"
+            f"  depth   {truth.depth_abs_rel_percent:.1f} % off where nothing moves, "
+            f"{truth.depth_abs_rel_percent_moving:.1f} % where something does (one scale for the clip)\n"
+            f"see {Path(options.output) / 'overview.png'}: frames; masks found and true; depth found and true"
+        )
 
 
 def _finish(result: Motion, options: argparse.Namespace) -> None:

@@ -51,6 +51,27 @@ def make_masks(dynamic_map: Array, labels: Array, patch_size: int) -> DynamicMas
     return DynamicMasks(score.clip(0, 1), mask, threshold)
 
 
+def refute(masks: DynamicMasks, labels: Array, residual_px: Array, min_motion_px: float) -> DynamicMasks:
+    """Clear the clusters that the camera's own motion explains.
+
+    labels: [n, h, w] cluster of each token.  residual_px: [n, H, W] distance of each pixel's flow from its epipolar
+    line, NaN = unknown.  A cluster stays where the median of what is known of it, over all frames, exceeds
+    ``min_motion_px``, and where nothing is known.
+    """
+    n, height, width = residual_px.shape
+    patch = height // labels.shape[1]
+    pixels = (
+        residual_px.reshape(n, height // patch, patch, width // patch, patch).swapaxes(2, 3).reshape(labels.size, -1)
+    )
+    keep = np.ones(int(labels.max()) + 1, dtype=bool)
+    for cluster in range(len(keep)):
+        known = pixels[labels.reshape(-1) == cluster]
+        known = known[~np.isnan(known)]
+        keep[cluster] = not len(known) or np.median(known) > min_motion_px
+    kept = keep[labels].repeat(patch, axis=1).repeat(patch, axis=2)
+    return DynamicMasks(np.where(kept, masks.score, 0).astype(np.float32), masks.mask & kept, masks.threshold)
+
+
 def best_multi_otsu(values: Array) -> float | None:
     """The highest threshold of the best of 2, 3 and 4 Otsu classes; None when all values are the same.
 

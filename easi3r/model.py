@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from easi3r.progress import Progress, bar, silent
 from easi3r.scene import Motion, Scene
 
 logger = logging.getLogger("easi3r")
+
+DEMO_WEIGHTS = Path(__file__).parent / "demo" / "weights"  # its model card: demo/README.md
 
 
 class Easi3R:
@@ -43,12 +46,8 @@ class Easi3R:
         """
         where = choose_device(device)
         model = cls.__new__(cls)
-        if str(name) == "demo":
-            from easi3r.demo.random_network import random_network
-
-            model.network, model.checkpoint = random_network(seed=0)
-        else:
-            model.network, model.checkpoint = load_checkpoint(name)
+        model.network, model.checkpoint = load_checkpoint(DEMO_WEIGHTS if str(name) == "demo" else name)
+        model.checkpoint = dataclasses.replace(model.checkpoint, name=str(name))
         model.network.to(where)
         # a restriction on use must be seen where nobody has set logging up, too
         level = logging.WARNING if "non-commercial" in model.checkpoint.licence else logging.INFO

@@ -19,7 +19,8 @@ from easi3r.attention_maps import AttentionStatistics
 from easi3r.backbones.checkpoint import CheckpointInfo
 from easi3r.backbones.dust3r import Dust3r
 from easi3r.config import Settings
-from easi3r.dynamic_masks import cluster_tokens, make_masks
+from easi3r.dynamic_masks import cluster_tokens, make_masks, refute
+from easi3r.epipolar import epipolar_residual
 from easi3r.errors import InputError
 from easi3r.flow import estimate_flow
 from easi3r.frames import read_frames
@@ -41,7 +42,7 @@ def run(
     *,
     masks_only: bool,
 ) -> Motion:
-    """Frames, pairs, what moves (the network, twice), optical flow, alignment.
+    """Frames, pairs, optical flow, what moves (the network, twice), alignment.
 
     Returns a Scene, or with ``masks_only`` a Motion.
     """
@@ -52,8 +53,15 @@ def run(
         )
     n = frames.num_frames
     pairs = make_pairs(n, settings.pairs)
+    with clock("flow"):
+        alignment = settings.alignment
+        aligns = not masks_only and alignment.method == "published" and alignment.flow_weight > 0
+        checks = settings.motion.check == "flow" and settings.motion.masks is None
+        wanted = (aligns or checks) and n > 1
+        flow = estimate_flow(frames.images, pairs, settings.flow, progress) if wanted else None
+        residual = epipolar_residual(flow, n, progress) if checks and flow is not None else None
     masks, attention, predictions = find_motion(
-        network, frames, pairs, settings, progress, clock, with_points=not masks_only
+        network, frames, pairs, settings, progress, clock, residual=residual, with_points=not masks_only
     )
     moved: dict[str, Any] = {
         "images": frames.images,
@@ -65,12 +73,15 @@ def run(
     if predictions is None:
         return Motion(**moved, meta=describe(frames, checkpoint, settings, network, clock))
 
-    with clock("flow"):
-        wants_flow = settings.alignment.method == "published" and settings.alignment.flow_weight > 0 and n > 1
-        flow = estimate_flow(frames.images, pairs, settings.flow, progress) if wants_flow else None
     with clock("alignment"):
         cameras = align(
-            predictions, n, settings.alignment, progress, flow=flow, dynamic_mask=masks.mask, device=network.device
+            predictions,
+            n,
+            settings.alignment,
+            progress,
+            flow=flow if aligns else None,
+            dynamic_mask=masks.mask,
+            device=network.device,
         )
     return Scene(
         **moved,
@@ -91,11 +102,13 @@ def find_motion(
     progress: Progress,
     clock: Clock,
     *,
+    residual: Array | None,
     with_points: bool,
 ) -> tuple[DynamicMasks, AttentionMaps, PairPredictions | None]:
     """Encoder once, decoders once or twice: masks of one pass cut the attention of the next.
 
     Masks, maps and points are those of the last pass; given masks need a single one, and are returned as they are.
+    residual: [n, H, W] epipolar residuals; masks are cleared of what they refute.  None: masks as published.
     """
     n, height, width = frames.images.shape[:3]
     grid, patch_size = network.grid_of(height, width), network.config.patch_size
@@ -124,6 +137,8 @@ def find_motion(
             attention = statistics.maps()
             if given is None:
                 masks = make_masks(attention.dynamic_map, labels, patch_size)
+                if residual is not None:
+                    masks = refute(masks, labels, residual, settings.motion.min_motion * max(height, width))
     assert masks is not None
     return masks, attention, predictions
 

@@ -6,11 +6,9 @@ baselines see (optical flow, frame difference).  Nothing here is trained, and no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,11 +16,15 @@ from torch import Tensor
 
 from easi3r.attention_maps import normalised_map, replace_sink
 from easi3r.backbones.dust3r import Dust3r, Grid
+from easi3r.config import FlowSettings
 from easi3r.demo.judgement import focal_of_pointmap, pose_of_pointmap
 from easi3r.demo.worlds import transform
 from easi3r.dynamic_masks import cluster_tokens, smooth_by_cluster
+from easi3r.epipolar import epipolar_residual
+from easi3r.flow import estimate_flow
 from easi3r.inference import to_network_input
 from easi3r.normalise import min_max_per_frame
+from easi3r.progress import silent
 from hooks import FrameStatistics
 from hooks.sites import find_sites
 
@@ -208,7 +210,7 @@ def depth_variation(reading: Reading) -> Tensor:
     first = torch.from_numpy(reading.pairs[:, 0])
     depth = torch.cat(reading.points_first)[..., 2].clamp(min=1e-3).log()
     depth = depth - depth.median(dim=1, keepdim=True).values
-    return torch.stack([depth[first == frame].std(0) for frame in range(reading.n)])
+    return torch.stack([depth[first == frame].std(0, correction=0) for frame in range(reading.n)])
 
 
 def mean_over_pairs(values: Tensor, frames: Tensor, n: int) -> Tensor:
@@ -219,12 +221,18 @@ def mean_over_pairs(values: Tensor, frames: Tensor, n: int) -> Tensor:
 
 
 def expected_position(logits: Tensor, grid: Grid, patch: int) -> Tensor:
-    """[B, C, Nq, Nk] -> [B, C, Nq, 2] pixels: softmax-weighted position around the strongest key (3 x 3 tokens)."""
-    centres = token_centres(grid, patch)
-    best = centres[logits.argmax(-1)]  # [B, C, Nq, 2]
-    near = ((centres - best[..., None, :]).abs() < 1.5 * patch).all(-1)
-    weight = logits.masked_fill(~near, -torch.inf).softmax(-1)
-    return weight @ centres
+    """[B, C, Nq, Nk] -> [B, C, Nq, 2] pixels: softmax-weighted position among the strongest key and its neighbours."""
+    height, width = grid
+    best = logits.argmax(-1)
+    row, column = best // width, best % width
+    steps = torch.tensor([-1, 0, 1])
+    rows = row[..., None] + steps.repeat_interleave(3)
+    columns = column[..., None] + steps.repeat(3)
+    outside = (rows < 0) | (rows >= height) | (columns < 0) | (columns >= width)
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    near = logits.gather(-1, rows * width + columns).masked_fill(outside, -torch.inf).softmax(-1)
+    place = torch.stack([(near * columns).sum(-1), (near * rows).sum(-1)], dim=-1)
+    return place * patch + (patch - 1) / 2
 
 
 def token_centres(grid: Grid, patch: int) -> Tensor:
@@ -244,35 +252,17 @@ def over_tokens(values: Tensor, patch: int) -> Tensor:
 
 
 def flow_signals(images: Array, pairs: Array, patch: int) -> dict[str, Array]:
-    """Optical flow against a fundamental matrix, and plain frame difference."""
-    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
+    """Optical flow against the epipolar geometry of each pair, and plain frame difference."""
     n, height, width = images.shape[:3]
-    y, x = np.mgrid[:height, :width].astype(np.float64)
-    here = np.stack([x, y], axis=-1)
-    sampson: list[list[Array]] = [[] for _ in range(n)]
-    difference: list[list[Array]] = [[] for _ in range(n)]
-    for i, j in pairs:
-        flow = cv2.calcOpticalFlowFarneback(grey[i], grey[j], np.empty(0), 0.5, 4, 15, 3, 5, 1.1, 0)
-        sampson[i].append(sampson_distance(here, here + flow))
-        difference[i].append(np.abs(images[i].astype(np.float64) - images[j]).mean(-1))
+    flow = estimate_flow(images, pairs, FlowSettings(), silent)
+    residual = np.nan_to_num(epipolar_residual(flow, n, silent))
+    difference = np.zeros(residual.shape)
+    for frame in range(n):
+        partners = pairs[pairs[:, 0] == frame, 1]
+        difference[frame] = np.abs(images[partners].astype(np.float64) - images[frame]).mean((0, 3))
 
-    def shaped(lists: Sequence[Sequence[Array]]) -> Array:
-        stacked = torch.from_numpy(np.stack([np.mean(maps, axis=0) for maps in lists]))
-        return np.asarray(over_tokens(stacked, patch).reshape(n, height // patch, width // patch).numpy())
+    def shaped(maps: Array) -> Array:
+        tokens = over_tokens(torch.from_numpy(maps), patch)
+        return np.asarray(tokens.reshape(n, height // patch, width // patch).numpy())
 
-    return {"flow: Sampson residual": shaped(sampson), "frame difference": shaped(difference)}
-
-
-def sampson_distance(here: Array, there: Array) -> Array:
-    """[H, W] distance from the epipolar lines of the best fundamental matrix (least median of squares), pixels."""
-    cv2.setRNGSeed(0)
-    sample = here[::3, ::3].reshape(-1, 2), there[::3, ::3].reshape(-1, 2)
-    matrix, _ = cv2.findFundamentalMat(*sample, cv2.FM_LMEDS)
-    if matrix is None or matrix.shape != (3, 3):
-        return np.zeros(here.shape[:2])
-    a = np.concatenate([here, np.ones_like(here[..., :1])], axis=-1)
-    b = np.concatenate([there, np.ones_like(there[..., :1])], axis=-1)
-    fa, fb = a @ matrix.T, b @ matrix
-    product = (b * fa).sum(-1)
-    size = fa[..., 0] ** 2 + fa[..., 1] ** 2 + fb[..., 0] ** 2 + fb[..., 1] ** 2
-    return np.asarray(np.abs(product) / np.sqrt(np.maximum(size, 1e-12)))
+    return {"flow: epipolar residual": shaped(residual), "frame difference": shaped(difference)}

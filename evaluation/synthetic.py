@@ -57,10 +57,10 @@ class Labels:
         return cls(share(clip.mover_mask), share(clip.object_ids > 0))
 
 
-def clips(family: str, count: int) -> Iterator[tuple[Clip, Clip]]:
-    """Held-out clips of 12 frames and their frozen twins."""
+def clips(family: str, count: int, num_frames: int) -> Iterator[tuple[Clip, Clip]]:
+    """Held-out clips and their frozen twins."""
     for seed in range(CLIP_SEED, CLIP_SEED + count):
-        world = make_world(seed, FAMILIES[family])
+        world = make_world(seed, FAMILIES[family], num_frames=num_frames)
         yield render(world), render(world, frozen=True)
 
 
@@ -180,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--pairs", type=int, default=500, help="held-out static pairs (default: 500)")
     add("--clips", type=int, default=80, help="clips for the signals; the even half develops, the odd half tests")
     add("--reconstructions", type=int, default=20, help="clips that are reconstructed five times each (default: 20)")
+    add("--frames", type=int, default=12, help="of a clip (default: 12)")
     add("--iterations", type=int, default=Settings().alignment.iterations, help="of the alignment")
     add("--json", type=Path, help="also write every number to this file")
     options = parser.parse_args(arguments)
@@ -198,7 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signals: list[dict[str, dict[str, float]]] = []
     masks: list[dict[str, float]] = []
     poses: list[dict[str, dict[str, float]]] = []
-    for index, (clip, twin) in enumerate(clips(options.family, max(options.clips, options.reconstructions))):
+    for index, (clip, twin) in enumerate(
+        clips(options.family, max(options.clips, options.reconstructions), options.frames)
+    ):
         if index < options.clips:
             signals.append(signal_scores(model.network, clip, twin))
             masks.append(mask_scores(model, clip, twin))

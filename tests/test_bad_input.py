@@ -25,7 +25,7 @@ from small_inputs import (
 
 from easi3r import decoding
 
-LOG_LINE = re.compile(r"easi3r: (These are random weights|weights: .*; licence: )")
+LOG_LINE = re.compile(r"easi3r: weights: .*; licence: ")
 
 
 @pytest.fixture
@@ -398,8 +398,8 @@ def test_the_program_prints_no_traceback_and_no_chatter_of_libraries(tmp_path):
     path = write_video(tmp_path / "cut.avi", moving_square(20))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     done = start("easi3r", "run", path, "-o", tmp_path / "out", "--quiet")
-    warning, sentence = done.stderr.splitlines()
-    assert done.returncode == 1 and LOG_LINE.match(warning)
+    (sentence,) = done.stderr.splitlines()
+    assert done.returncode == 1
     assert_one_sentence(sentence, path)
     assert listing(tmp_path) == ["cut.avi"]
 

@@ -41,9 +41,7 @@ def test_truth_as_a_signal_scores_one_and_nearness_alone_is_unmasked_among_objec
 def test_best_iou_is_the_best_of_all_thresholds() -> None:
     dice = np.random.default_rng(0)
     values, truth = dice.normal(size=(3, 4, 5)), dice.random((3, 4, 5)) < 0.3
-    by_hand = max(
-        ((values >= t) & truth).sum() / ((values >= t) | truth).sum() for t in values.reshape(-1)
-    )
+    by_hand = max(((values >= t) & truth).sum() / ((values >= t) | truth).sum() for t in values.reshape(-1))
     assert best_iou(values, truth) == pytest.approx(by_hand)
     assert best_iou(truth.astype(float), truth) == 1.0
 
@@ -60,16 +58,6 @@ def test_expected_position_is_read_between_tokens() -> None:
     torch.testing.assert_close(signals.expected_position(logits, (3, 4), 8)[0, 0, 0], torch.tensor([15.5, 11.5]))
 
 
-def test_sampson_distance_is_small_where_the_cameras_alone_move(clip: Clip) -> None:
-    flow, visible = clip.flow(0, 4)
-    y, x = np.mgrid[:48, :64].astype(np.float64)
-    here = np.stack([x, y], axis=-1)
-    distance = signals.sampson_distance(here, here + flow)
-    static = visible & ~clip.dynamic_mask[0]
-    assert np.median(distance[static]) < 0.05
-    assert np.median(distance[visible & clip.dynamic_mask[0]]) > 3 * np.median(distance[static])
-
-
 def test_flow_signals_find_motion_and_not_its_frozen_twin() -> None:
     world = make_world(2, Family(stride=(0.1, 0.1)), num_frames=6)
     pairs = make_pairs(6, PairSettings())
@@ -77,8 +65,8 @@ def test_flow_signals_find_motion_and_not_its_frozen_twin() -> None:
     for frozen in (False, True):
         one = render(world, frozen=frozen)
         maps = signals.flow_signals(one.images, pairs, 8)
-        found[frozen] = separate(maps["flow: Sampson residual"], Labels.of(one, 8))[0]
-    assert found[False] > 0.7 > found[True]
+        found[frozen] = np.median(maps["flow: epipolar residual"][Labels.of(one, 8).moving])
+    assert found[False] > 0.4 > 2 * found[True]
 
 
 def test_mean_over_pairs_passes_over_what_is_unknown() -> None:
@@ -90,9 +78,8 @@ def test_mean_over_pairs_passes_over_what_is_unknown() -> None:
 def test_the_command_prints_its_tables_and_writes_every_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    synthetic.main(
-        ["--pairs=4", "--clips=2", "--reconstructions=1", "--iterations=5", f"--json={tmp_path / 'all.json'}"]
-    )
+    small = ["--pairs=4", "--clips=2", "--reconstructions=1", "--frames=3", "--iterations=3"]
+    synthetic.main([*small, f"--json={tmp_path / 'all.json'}"])
     screen = capsys.readouterr().out
     for words in ("held-out static pairs", "1 development clips", "1 test clips", "true masks, both", "frozen twin"):
         assert words in screen

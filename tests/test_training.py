@@ -23,8 +23,10 @@ from easi3r.backbones.checkpoint import load_checkpoint
 from easi3r.backbones.dust3r import PointmapPair
 from easi3r.demo import train
 from easi3r.demo.judgement import focal_of_pointmap, judge_pairs, pose_of_pointmap
+from easi3r.demo.losses import confidence_loss, matching_loss
 from easi3r.demo.muon import Muon, orthogonalise
 from easi3r.demo.static_pairs import BASELINES, StaticViews, held_out_pairs, static_views
+from easi3r.demo.trainer import MatrixAttention, new_network
 from easi3r.demo.training_state import load_state, save_state, write_weights
 from easi3r.demo.worlds import FAMILIES, rotation, transform
 from hooks import Attend
@@ -91,14 +93,14 @@ def test_the_loss_is_the_papers_sum_written_out() -> None:
         for x, y, c in zip(found, right, confidence.tolist(), strict=True):
             total += c * np.sqrt((x - y) @ (x - y)) - 0.2 * np.log(c)
             count += 1
-    loss, _ = train.confidence_loss(prediction, truth.points_first, truth.points_second)
+    loss, _ = confidence_loss(prediction, truth.points_first, truth.points_second)
     assert float(loss) == pytest.approx(total / count, rel=1e-9)
 
 
 def test_a_scaled_truth_is_no_error() -> None:
     truth = random_pointmaps(2)
     prediction = PointmapPair(3 * truth.points_first, 3 * truth.points_second, *[torch.ones(3, 4, 5)] * 2)
-    loss, error = train.confidence_loss(prediction, truth.points_first, truth.points_second)
+    loss, error = confidence_loss(prediction, truth.points_first, truth.points_second)
     assert float(error) < 1e-5 and float(loss) < 1e-5
 
 
@@ -128,11 +130,11 @@ def test_muon_finds_a_matrix_and_treats_stacked_ones_apart() -> None:
 
 def test_plain_products_are_the_fused_attention() -> None:
     q, k, v = torch.randn(3, 2, 3, 7, 8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(train.MatrixAttention()(q, k, v), Attend()(q, k, v))
+    torch.testing.assert_close(MatrixAttention()(q, k, v), Attend()(q, k, v))
 
 
 def test_fresh_weights_have_both_aids() -> None:
-    network = train.new_network(0)
+    network = new_network(0)
     for block in network.dec_blocks:
         torch.testing.assert_close(block.cross_attn.projq.weight, block.cross_attn.projk.weight)
     second = network.dec_blocks2.state_dict()
@@ -160,11 +162,11 @@ def test_attention_at_the_true_place_costs_least() -> None:
     share = torch.zeros(1, 1, 12)
     share[..., 5], share[..., 6] = 0.75, 0.25
     seen = torch.ones(1, 1, dtype=torch.bool)
-    best = train.matching_loss((share + 1e-9).log(), place, seen, centres, 8)
+    best = matching_loss((share + 1e-9).log(), place, seen, centres, 8)
     entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
     assert float(best) == pytest.approx(entropy, abs=1e-4)
-    assert float(train.matching_loss(torch.zeros(1, 1, 12), place, seen, centres, 8)) == pytest.approx(np.log(12))
-    assert float(train.matching_loss(torch.zeros(1, 1, 12), place, ~seen, centres, 8)) == 0
+    assert float(matching_loss(torch.zeros(1, 1, 12), place, seen, centres, 8)) == pytest.approx(np.log(12))
+    assert float(matching_loss(torch.zeros(1, 1, 12), place, ~seen, centres, 8)) == 0
 
 
 # --- judgement -----------------------------------------------------------------------------------------------------
@@ -270,7 +272,7 @@ def test_a_half_written_state_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_weights_are_an_ordinary_checkpoint(tmp_path: Path) -> None:
-    network = train.new_network(3)
+    network = new_network(3)
     write_weights(network, tmp_path, {"pairs_seen": 12})
     loaded, info = load_checkpoint(tmp_path)
     assert loaded.config == network.config and "Apache" in info.licence

@@ -169,7 +169,9 @@ def observe(
             return trace(scene, which, cameras[views].to(dtype), poses[views].to(dtype), rays.to(dtype))
 
         hit = hits(world, torch.zeros_like(offsets[0]))
-        samples = [hit] if supersample == 1 and world.light.dtype == torch.float32 else [hits(quick, o) for o in offsets]
+        samples = (
+            [hit] if supersample == 1 and world.light.dtype == torch.float32 else [hits(quick, o) for o in offsets]
+        )
         colours = [shade(quick, which, sample, poses[views].float(), focal.float()) for sample in samples]
         images.append(torch.stack(colours).mean(0))
         depths.append(hit.depth)

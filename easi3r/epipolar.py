@@ -1,0 +1,57 @@
+"""Which pixels move by more than a moving camera explains: optical flow against the epipolar geometry of its pair."""
+
+from __future__ import annotations
+
+import warnings
+
+import cv2
+import numpy as np
+
+from easi3r.geometry import pixel_grid
+from easi3r.progress import Progress
+from easi3r.structures import Array, PairFlow
+
+MIN_POINTS = 64  # valid pixels of a pair, below which nothing is said about it
+SAMPLED_POINTS = 400  # pixels that the fundamental matrix is found from
+
+
+def epipolar_residual(flow: PairFlow, num_frames: int, progress: Progress) -> Array:
+    """[n, H, W] float32 pixels: median over a frame's pairs of the distance from its epipolar lines, NaN = unknown.
+
+    Unknown is a pixel whose flow is nowhere valid.  What moves along its epipolar line is not seen.
+    """
+    height, width = flow.flow.shape[1:3]
+    residual = np.full((num_frames, height, width), np.nan, dtype=np.float32)
+    first = flow.pairs[:, 0]
+    for frame in progress(range(num_frames), "epipolar geometry"):
+        of_pairs = [sampson_distance(flow.flow[k], flow.valid[k]) for k in np.flatnonzero(first == frame)]
+        if of_pairs:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # a pixel that is unknown in all pairs
+                residual[frame] = np.nanmedian(np.stack(of_pairs), axis=0)
+    return residual
+
+
+def sampson_distance(flow: Array, valid: Array) -> Array:
+    """[H, W] float32 distance in pixels of each match from the fundamental matrix of them all; NaN where not valid.
+
+    flow: [H, W, 2].  valid: [H, W] bool.  The matrix is that of the least median of squares, so up to half of the
+    pixels may move on their own; the distance is Sampson's (Hartley and Zisserman, eq. 11.9).
+    """
+    unknown = np.full(valid.shape, np.nan, dtype=np.float32)
+    if valid.sum() < MIN_POINTS:
+        return unknown
+    here = pixel_grid(*valid.shape).astype(np.float64)
+    there = here + flow
+    step = max(1, int(valid.sum()) // SAMPLED_POINTS)
+    cv2.setRNGSeed(0)
+    matrix, _ = cv2.findFundamentalMat(here[valid][::step], there[valid][::step], cv2.FM_LMEDS)
+    if matrix is None or matrix.shape != (3, 3):
+        return unknown
+    a, b = (np.concatenate([x, np.ones((*valid.shape, 1))], axis=-1) for x in (here, there))
+    lines_there, lines_here = a @ matrix.T, b @ matrix
+    size = np.hypot(
+        np.hypot(*np.moveaxis(lines_there[..., :2], -1, 0)), np.hypot(*np.moveaxis(lines_here[..., :2], -1, 0))
+    )
+    distance = np.abs((b * lines_there).sum(-1)) / np.maximum(size, 1e-12)
+    return np.where(valid, distance, np.nan).astype(np.float32)
