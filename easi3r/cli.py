@@ -35,7 +35,7 @@ HELP = {
     "window": "partners of each frame in the pair graph",
     "passes": "1: stop after the first pass; 2: decode again with attention to moving regions cut off",
     "masks": "folder of PNG masks, one per frame, 255 = moves; or 'none' for plain DUSt3R",
-    "check": "flow: clear from the masks what the camera's own motion explains; none: as published",
+    "evidence": "of motion: attention (as published), flow (off the epipolar lines), or both (default)",
     "align": "published: global alignment with flow; none: the spanning-tree start as it is",
     "seed": "for the clustering",
     "device": "auto, cpu, cuda, cuda:1",

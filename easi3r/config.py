@@ -51,7 +51,8 @@ class MotionSettings:
     passes: Literal[1, 2] = 2  # 2: decode again with attention to moving regions cut off
     masks: Any = None  # array [n, H, W] or folder of PNGs, True / 255 = moves; 'none': nothing moves; None: find them
     clusters: int = 64  # k-means over encoder tokens; as many as there are tokens at most
-    check: Literal["flow", "none"] = "flow"  # flow: clear what the camera's motion explains; none: as published
+    evidence: Literal["both", "attention", "flow"] = "both"  # attention: masks as published; flow: epipolar residuals;
+    # both: what attention finds and flow does not refute, and what flow alone proves
     min_motion: float = 0.004  # distance from the epipolar line that counts as motion, over the images' long side
 
 
@@ -81,7 +82,7 @@ class AlignmentSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that shapes a result.  The defaults are the published method, but for ``motion.check``."""
+    """Everything that shapes a result.  The defaults are the published method, but for ``motion.evidence``."""
 
     frames: FrameSettings = field(default_factory=FrameSettings)
     pairs: PairSettings = field(default_factory=PairSettings)
@@ -131,7 +132,7 @@ OPTIONS: dict[str, str] = {  # short name -> dotted name; the keywords and flags
     "window": "pairs.window",
     "passes": "motion.passes",
     "masks": "motion.masks",
-    "check": "motion.check",
+    "evidence": "motion.evidence",
     "align": "alignment.method",
     "seed": "seed",
     "device": "device",

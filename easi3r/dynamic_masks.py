@@ -51,6 +51,21 @@ def make_masks(dynamic_map: Array, labels: Array, patch_size: int) -> DynamicMas
     return DynamicMasks(score.clip(0, 1), mask, threshold)
 
 
+def add_flow(masks: DynamicMasks, labels: Array, residual_px: Array, min_motion_px: float) -> DynamicMasks:
+    """What attention finds and flow does not refute, and what flow alone proves.  Arguments as for ``refute``."""
+    kept, proven = refute(masks, labels, residual_px, min_motion_px), prove(residual_px, min_motion_px)
+    return DynamicMasks(np.maximum(kept.score, proven.score), kept.mask | proven.mask, masks.threshold)
+
+
+def prove(residual_px: Array, min_motion_px: float) -> DynamicMasks:
+    """Pixels whose flow leaves the epipolar lines by more than ``min_motion_px``, after a 5 x 5 median.
+
+    residual_px: [n, H, W], NaN = unknown, which proves nothing.  The score r / (r + min_motion_px) is 1/2 there.
+    """
+    smooth = np.stack([cv2.medianBlur(np.nan_to_num(frame).astype(np.float32), 5) for frame in residual_px])
+    return DynamicMasks(smooth / (smooth + np.float32(min_motion_px)), smooth > min_motion_px, 0.5)
+
+
 def refute(masks: DynamicMasks, labels: Array, residual_px: Array, min_motion_px: float) -> DynamicMasks:
     """Clear the clusters that the camera's own motion explains.
 

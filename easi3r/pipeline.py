@@ -19,7 +19,7 @@ from easi3r.attention_maps import AttentionStatistics
 from easi3r.backbones.checkpoint import CheckpointInfo
 from easi3r.backbones.dust3r import Dust3r
 from easi3r.config import Settings
-from easi3r.dynamic_masks import cluster_tokens, make_masks, refute
+from easi3r.dynamic_masks import add_flow, cluster_tokens, make_masks, prove
 from easi3r.epipolar import epipolar_residual
 from easi3r.errors import InputError
 from easi3r.flow import estimate_flow
@@ -56,10 +56,10 @@ def run(
     with clock("flow"):
         alignment = settings.alignment
         aligns = not masks_only and alignment.method == "published" and alignment.flow_weight > 0
-        checks = settings.motion.check == "flow" and settings.motion.masks is None
-        wanted = (aligns or checks) and n > 1
+        asks = settings.motion.evidence != "attention" and settings.motion.masks is None
+        wanted = (aligns or asks) and n > 1
         flow = estimate_flow(frames.images, pairs, settings.flow, progress) if wanted else None
-        residual = epipolar_residual(flow, n, progress) if checks and flow is not None else None
+        residual = epipolar_residual(flow, n, progress) if asks and flow is not None else None
     masks, attention, predictions = find_motion(
         network, frames, pairs, settings, progress, clock, residual=residual, with_points=not masks_only
     )
@@ -108,7 +108,7 @@ def find_motion(
     """Encoder once, decoders once or twice: masks of one pass cut the attention of the next.
 
     Masks, maps and points are those of the last pass; given masks need a single one, and are returned as they are.
-    residual: [n, H, W] epipolar residuals; masks are cleared of what they refute.  None: masks as published.
+    residual: [n, H, W] epipolar residuals, for masks that rest on flow too; None: masks as published.
     """
     n, height, width = frames.images.shape[:3]
     grid, patch_size = network.grid_of(height, width), network.config.patch_size
@@ -138,7 +138,9 @@ def find_motion(
             if given is None:
                 masks = make_masks(attention.dynamic_map, labels, patch_size)
                 if residual is not None:
-                    masks = refute(masks, labels, residual, settings.motion.min_motion * max(height, width))
+                    min_motion_px = settings.motion.min_motion * max(height, width)
+                    both = settings.motion.evidence == "both"
+                    masks = add_flow(masks, labels, residual, min_motion_px) if both else prove(residual, min_motion_px)
     assert masks is not None
     return masks, attention, predictions
 

@@ -121,7 +121,7 @@ def test_every_option_arrives_through_its_flag(tmp_path, clip, monkeypatch):
         "image_size": 64,
         "window": 3,
         "passes": 1,
-        "check": "none",
+        "evidence": "attention",
         "masks": str(masks),
         "align": "none",
         "seed": 3,

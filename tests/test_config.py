@@ -41,7 +41,7 @@ OTHER_VALUES = {  # one value per setting that is not its default
     "motion.passes": 1,
     "motion.masks": "none",
     "motion.clusters": 9,
-    "motion.check": "none",
+    "motion.evidence": "flow",
     "motion.min_motion": 0.02,
     "flow.method": "dis",  # the only one
     "flow.max_inconsistency_px": 1.5,

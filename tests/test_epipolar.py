@@ -8,8 +8,9 @@ import pytest
 from easi3r.config import PairSettings
 from easi3r.demo.rendering import Clip, render
 from easi3r.demo.worlds import FAMILIES, Family, make_world
-from easi3r.dynamic_masks import refute
+from easi3r.dynamic_masks import add_flow, prove, refute
 from easi3r.epipolar import MIN_POINTS, epipolar_residual, sampson_distance
+from easi3r.metrics import jaccard
 from easi3r.pairs import make_pairs
 from easi3r.progress import silent
 from easi3r.structures import Array, DynamicMasks, PairFlow
@@ -102,7 +103,38 @@ def test_a_cluster_is_judged_by_the_median_of_what_is_known() -> None:
     assert not refute(masks, labels, residual, 1.0).mask[..., :4].any()
 
 
-def test_nothing_is_added() -> None:
+def test_flow_proves_what_leaves_the_lines_and_no_speck() -> None:
+    residual = np.zeros((1, 20, 30), np.float32)
+    residual[0, 5:15, 10:20] = 3.0
+    residual[0, 2, 2] = 9.0
+    residual[0, :, 25:] = np.nan
+    found = prove(residual, 1.0)
+    assert found.mask[0, 7:13, 12:18].all() and found.mask.sum() <= 100
+    assert not found.mask[0, :4].any() and not found.mask[0, :, 25:].any()
+    np.testing.assert_array_equal(found.mask, found.score > 0.5)
+    assert found.score.dtype == np.float32 and found.score.max() < 1
+
+
+def test_both_is_what_is_not_refuted_and_what_is_proven() -> None:
+    masks, labels = masks_and_labels()
+    masks.mask[..., 4:8] = False  # attention misses cluster 1
+    residual = np.zeros((1, 8, 12), np.float32)
+    residual[:, :, 4:8] = 2.0
+    residual[:, :, 8:] = np.nan
+    found = add_flow(masks, labels, residual, 1.0)
+    assert not found.mask[..., :3].any() and found.mask[:, 2:6, 5:7].all() and found.mask[..., 8:].all()
+
+
+def test_masks_by_flow_find_the_movers() -> None:
+    from easi3r import Easi3R
+
+    clip = render(make_world(5))
+    model = Easi3R.from_pretrained("demo")
+    found = {evidence: model.segment(clip.images, evidence=evidence) for evidence in ("both", "flow")}
+    assert all(jaccard(motion.dynamic_mask, clip.dynamic_mask).mean() > 0.4 for motion in found.values())
+
+
+def test_refuting_adds_nothing() -> None:
     masks, labels = masks_and_labels()
     none = DynamicMasks(masks.score, np.zeros_like(masks.mask), None)
     assert not refute(none, labels, np.full((1, 8, 12), 9.0, np.float32), 1.0).mask.any()
@@ -114,4 +146,4 @@ def test_default_masks_stay_empty_in_a_still_world_with_a_moving_camera() -> Non
     clip = render(make_world(3, Family(num_movers=0, num_static=5)))
     model = Easi3R.from_pretrained("demo")
     assert model.segment(clip.images).dynamic_mask.mean() < 0.05
-    assert model.segment(clip.images, check="none").dynamic_mask.any()
+    assert model.segment(clip.images, evidence="attention").dynamic_mask.any()
