@@ -159,24 +159,30 @@ def _work(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from easi3r.demo.clip import FPS, compare, demo_clip, write_overview
+    import imageio.v3 as iio
+
+    from easi3r.demo.clip import FPS, demo_clip, geometry_errors, overview
+    from easi3r.metrics import jaccard
     from easi3r.model import Easi3R
-    from easi3r.storage import check_output
+    from easi3r.storage import check_output, whole_file
 
     check_output(options.output, overwrite=options.overwrite)
     model, clip = Easi3R.from_pretrained("demo"), demo_clip()
     scene = model.reconstruct(clip.images, fps=FPS, progress=not options.quiet)
     _finish(scene, options)
-    write_overview(Path(options.output) / "overview.png", scene, clip)
+    picture = Path(options.output) / "overview.png"
+    with whole_file(picture) as partial:
+        iio.imwrite(partial, overview(scene, clip))
     if not options.quiet:
-        truth = compare(scene, clip)
+        truth = geometry_errors(scene, clip)
+        mask_j = jaccard(scene.dynamic_mask, clip.dynamic_mask).mean()
         print(
             "against the truth of this clip, which a generator made:\n"
-            f"  masks   J {truth.mask_j:.2f} (intersection over union, mean of the frames)\n"
+            f"  masks   J {mask_j:.2f} (intersection over union, mean of the frames)\n"
             f"  cameras ATE {truth.ate_percent:.1f} % of the path, focal length {truth.focal_percent:.1f} % off\n"
             f"  depth   {truth.depth_abs_rel_percent:.1f} % off where nothing moves, "
             f"{truth.depth_abs_rel_percent_moving:.1f} % where something does (one scale for the clip)\n"
-            f"see {Path(options.output) / 'overview.png'}: frames; masks found and true; depth found and true"
+            f"see {picture}: frames; masks found and true; depth found and true"
         )
 
 

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -62,6 +62,25 @@ def whole_folder(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
         for folder in made:  # innermost first; a folder that others filled meanwhile stays
             with contextlib.suppress(OSError):
                 folder.rmdir()
+        if isinstance(error, OSError):
+            raise _refused(path, error) from error
+        raise
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yield a new name beside ``path``, of the same kind; on success it replaces ``path``, on an error it is removed.
+
+    Raises OutputError for whatever the file system refuses.
+    """
+    target = Path(path)
+    partial = _beside(target, "partial").with_suffix(target.suffix)
+    try:
+        yield partial
+        partial.replace(target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise _refused(path, error) from error
         raise

@@ -18,6 +18,7 @@ from easi3r.attention_maps import normalised_map, replace_sink
 from easi3r.backbones.dust3r import Dust3r, Grid
 from easi3r.config import FlowSettings
 from easi3r.demo.judgement import focal_of_pointmap, pose_of_pointmap
+from easi3r.demo.static_pairs import token_centres
 from easi3r.demo.worlds import transform
 from easi3r.dynamic_masks import cluster_tokens, smooth_by_cluster
 from easi3r.epipolar import epipolar_residual
@@ -90,7 +91,8 @@ class Reading:
 
     def centres(self) -> Tensor:
         """[N, 2] pixel coordinates of the tokens' centres."""
-        return token_centres(self.grid, self.patch)
+        height, width = self.grid
+        return token_centres(height * self.patch, width * self.patch, self.patch)
 
     def rigid_positions(self) -> tuple[Tensor, Tensor]:
         """Where the rigid world puts each token in the other frame: of the first in the second, of the second in the
@@ -233,12 +235,6 @@ def expected_position(logits: Tensor, grid: Grid, patch: int) -> Tensor:
     near = logits.gather(-1, rows * width + columns).masked_fill(outside, -torch.inf).softmax(-1)
     place = torch.stack([(near * columns).sum(-1), (near * rows).sum(-1)], dim=-1)
     return place * patch + (patch - 1) / 2
-
-
-def token_centres(grid: Grid, patch: int) -> Tensor:
-    """[N, 2] pixel coordinates (x, y)."""
-    y, x = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
-    return torch.stack([x, y], dim=-1).flatten(0, 1) * patch + (patch - 1) / 2
 
 
 def over_tokens(values: Tensor, patch: int) -> Tensor:

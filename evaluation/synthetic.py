@@ -21,16 +21,18 @@ from numpy.typing import NDArray
 from easi3r.alignment import align
 from easi3r.backbones.dust3r import Dust3r
 from easi3r.config import Settings
+from easi3r.demo.clip import geometry_errors
 from easi3r.demo.judgement import judge_pairs
 from easi3r.demo.rendering import Clip, render
 from easi3r.demo.static_pairs import held_out_pairs
 from easi3r.demo.worlds import FAMILIES, make_world
 from easi3r.flow import estimate_flow
 from easi3r.inference import empty_predictions, encode_frames, observe_pairs
-from easi3r.metrics import absolute_trajectory_error, auc, average_precision, depth_errors, jaccard, path_length
+from easi3r.metrics import auc, average_precision, jaccard
 from easi3r.model import Easi3R
 from easi3r.pairs import make_pairs
 from easi3r.progress import silent
+from easi3r.structures import DynamicMasks
 from evaluation.signals import flow_signals, network_signals
 
 Array = NDArray[Any]
@@ -126,7 +128,7 @@ def reconstruction_scores(model: Easi3R, clip: Clip, *, iterations: int) -> dict
     alignment = dataclasses.replace(settings.alignment, iterations=iterations)
     pairs = make_pairs(n, settings.pairs)
     height, width = clip.images.shape[1:3]
-    patch, grid = network.config.patch_size, network.grid_of(height, width)
+    grid = network.grid_of(height, width)
     masks = {"true": clip.dynamic_mask, "ours": model.segment(clip.images).dynamic_mask}
     flow = estimate_flow(clip.images, pairs, settings.flow, silent)
     tokens = encode_frames(network, clip.images, settings.batch_size, silent)
@@ -134,8 +136,7 @@ def reconstruction_scores(model: Easi3R, clip: Clip, *, iterations: int) -> dict
     for cut in {cut for cut, _ in RECONSTRUCTIONS.values()}:
         cut_tokens = None
         if cut is not None and masks[cut].any():
-            parts = masks[cut].reshape(n, height // patch, patch, width // patch, patch)
-            cut_tokens = np.asarray(parts.any(axis=(2, 4)))
+            cut_tokens = DynamicMasks(masks[cut].astype(np.float32), masks[cut], None).tokens(network.config.patch_size)
         predicted[cut] = empty_predictions(pairs, height, width)
         observe_pairs(
             *(network, tokens, pairs, grid, lambda *_: None, silent),
@@ -147,12 +148,11 @@ def reconstruction_scores(model: Easi3R, clip: Clip, *, iterations: int) -> dict
     for name, (cut, left_out) in RECONSTRUCTIONS.items():
         mask = np.zeros(clip.dynamic_mask.shape, dtype=bool) if left_out is None else masks[left_out]
         cameras = align(predicted[cut], n, alignment, silent, flow=flow, dynamic_mask=mask, device=network.device)
-        path = path_length(clip.camera_to_world)
-        depth = depth_errors(cameras.depth, clip.depth, ~clip.dynamic_mask, "scale")
+        errors = geometry_errors(cameras, clip)
         scores[name] = {
-            "ATE %": 100 * absolute_trajectory_error(cameras.camera_to_world, clip.camera_to_world) / path,
-            "AbsRel %": 100 * depth.abs_rel,
-            "focal %": 100 * abs(float(cameras.intrinsics[0, 0, 0] / clip.intrinsics[0, 0, 0]) - 1),
+            "ATE %": errors.ate_percent,
+            "AbsRel %": errors.depth_abs_rel_percent,
+            "focal %": errors.focal_percent,
         }
     return scores
 

@@ -103,8 +103,8 @@ def test_an_installation_without_our_hooks_says_so(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The files of a wheel built from a copy of this checkout, without the network: name -> content."""
+def unpacked_wheel(tmp_path_factory):
+    """A folder with what a wheel holds that was built from a copy of this checkout, without the network."""
     if not (ROOT / "setup.cfg").is_file():
         pytest.skip("easi3r is installed: there is no checkout to build a wheel from")
     if importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None:
@@ -122,7 +122,15 @@ def wheel(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     (file,) = (folder / "dist").iterdir()
     with zipfile.ZipFile(file) as archive:
-        return {name: archive.read(name).decode("utf-8", "replace") for name in archive.namelist()}
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def wheel(unpacked_wheel):
+    """Name -> content of the wheel's files."""
+    files = (path for path in unpacked_wheel.rglob("*") if path.is_file())
+    return {path.relative_to(unpacked_wheel).as_posix(): path.read_text("utf-8", "replace") for path in files}
 
 
 def test_the_wheel_holds_every_module_of_easi3r_and_hooks_and_nothing_else(wheel):
@@ -138,3 +146,13 @@ def test_the_wheel_is_typed_and_has_the_command(wheel):
     assert "easi3r = easi3r.cli:main" in wheel[f"{info}/entry_points.txt"]
     assert f"Version: {easi3r.__version__}\n" in wheel[f"{info}/METADATA"]
     assert {"Provides-Extra: hub", "Provides-Extra: video"} <= set(wheel[f"{info}/METADATA"].splitlines())
+
+
+def test_the_wheel_brings_the_bundled_checkpoint_and_its_card(unpacked_wheel, wheel, tmp_path):
+    assert "Model card" in wheel["easi3r/demo/README.md"]
+    program = (
+        "import easi3r; model = easi3r.Easi3R.from_pretrained('demo'); print(easi3r.__file__, model.checkpoint.licence)"
+    )
+    done = run_python(program, tmp_path, path=unpacked_wheel)
+    assert done.returncode == 0, done.stderr
+    assert str(unpacked_wheel) in done.stdout and "Apache-2.0" in done.stdout

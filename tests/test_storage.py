@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from small_inputs import listing
 
 from easi3r.errors import OutputError
-from easi3r.storage import MARKER, check_output, whole_folder
+from easi3r.storage import MARKER, check_output, whole_file, whole_folder
 
 
 def write(path, text="new", *, overwrite=False):
@@ -271,3 +271,27 @@ def test_the_group_of_a_shared_folder_is_inherited(tmp_path):
     tmp_path.chmod(0o2775)
     write(tmp_path / "out")
     assert (tmp_path / "out").stat().st_mode & stat.S_ISGID
+
+
+# --- single files
+
+
+def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path):
+    (tmp_path / "a.png").write_text("old")
+    with whole_file(tmp_path / "a.png") as partial:
+        assert partial.suffix == ".png"
+        partial.write_text("new")
+        assert (tmp_path / "a.png").read_text() == "old"
+    assert (tmp_path / "a.png").read_text() == "new"
+    with pytest.raises(OwnError), whole_file(tmp_path / "a.png") as partial:
+        partial.write_text("half")
+        raise OwnError
+    assert (tmp_path / "a.png").read_text() == "new" and listing(tmp_path) == ["a.png"]
+
+
+def test_what_the_file_system_refuses_of_a_file_is_one_sentence(tmp_path):
+    with (
+        pytest.raises(OutputError, match=r"b\.png cannot be written"),
+        whole_file(tmp_path / "no" / "b.png") as partial,
+    ):
+        partial.write_text("text")

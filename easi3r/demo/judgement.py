@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from easi3r.backbones.dust3r import Dust3r, PointmapPair
-from easi3r.demo.static_pairs import StaticViews
+from easi3r.demo.static_pairs import StaticViews, centred_pixels
 from easi3r.demo.worlds import rotation
 
 
@@ -81,7 +81,7 @@ def _measure(network: Dust3r, pairs: StaticViews) -> dict[str, Tensor]:
 
 def focal_of_pointmap(points: Tensor, iterations: int = 10) -> Tensor:
     """[B] focal lengths in pixels that see [B, H, W, 3] points at their own pixels (Weiszfeld, DUSt3R 3.3)."""
-    pixel = _centred_pixels(points)
+    pixel = centred_pixels(*points.shape[1:3]).to(points).flatten(0, 1)
     ray = (points[..., :2] / points[..., 2:].clamp(min=1e-3)).flatten(1, 2)
     weight = torch.ones_like(ray[..., 0])
     for _ in range(iterations):
@@ -96,7 +96,7 @@ def pose_of_pointmap(points: Tensor, focal: Tensor, iterations: int = 20) -> Ten
     Gauss-Newton on the reprojection error in units of the focal length, robust weights 1 / (1 + r^2 / s^2) with s
     from the median residual, from the identity on.
     """
-    target = (_centred_pixels(points) / focal[:, None, None]).double()
+    target = (centred_pixels(*points.shape[1:3]).to(points).flatten(0, 1) / focal[:, None, None]).double()
     world = points.flatten(1, 2).double()
     unit = world.square().sum(-1).sqrt().mean(1)
     world = world / unit[:, None, None]
@@ -128,13 +128,6 @@ def _mean_distance(*points: Tensor) -> Tensor:
     """[B, 1, 1, 1] mean distance from view 1's camera over the points of both views."""
     lengths = [x.square().sum(-1).sqrt().flatten(1) for x in points]
     return torch.cat(lengths, dim=1).mean(1)[:, None, None, None]
-
-
-def _centred_pixels(points: Tensor) -> Tensor:
-    """[H W, 2] pixel coordinates from the middle of the image."""
-    height, width = points.shape[1:3]
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack([x - (width - 1) / 2, y - (height - 1) / 2], dim=-1).to(points).flatten(0, 1)
 
 
 def _angle_deg(turn: Tensor) -> Tensor:

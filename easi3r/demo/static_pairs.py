@@ -10,6 +10,7 @@ from torch import Tensor
 
 from easi3r.demo.rendering import observe
 from easi3r.demo.worlds import Family, make_worlds, transform
+from easi3r.geometry import pixel_grid
 
 HELD_OUT_SEED = 1 << 40  # seeds from here on are never trained on; clips use small ones, training those between
 BASELINES = (0.05, 0.30)  # of the median depth: the held-out pairs
@@ -40,13 +41,12 @@ class StaticViews:
         [W, n, n, N] bool, True where view j shows that spot: inside the image and not hidden.
         """
         height, width = self.points.shape[2:4]
-        count, middle = self.points.shape[1], torch.tensor([(width - 1) / 2, (height - 1) / 2]).to(self.points)
+        count, centres = self.points.shape[1], token_centres(height, width, patch).to(self.points)
+        middle = torch.tensor([(width - 1) / 2, (height - 1) / 2]).to(self.points)
         # the four pixels around the centre of each patch
         inner = self.points.unflatten(2, (-1, patch)).unflatten(4, (-1, patch))
         core = slice(patch // 2 - 1, patch // 2 + 1)
         spots = inner[:, :, :, core][:, :, :, :, :, core].mean((3, 5)).flatten(2, 3)  # [W, n, N, 3]
-        y, x = torch.meshgrid(torch.arange(0, height, patch), torch.arange(0, width, patch), indexing="ij")
-        centres = torch.stack([x, y], dim=-1).flatten(0, 1).to(middle) + (patch - 1) / 2
         view = torch.arange(count)
         there = transform(self.relative_pose(view[None], view[:, None])[:, :, :, None], spots[:, :, None])
         depth = there[..., 2].clamp(min=1e-3)
@@ -70,12 +70,20 @@ def static_views(
     at_once = 1 << 14 if torch.device(device).type == "cpu" else 1 << 22
     views = observe(world, *size, rays_at_once=at_once)
     focal = views.intrinsics[:, 0, 0]
-    width, height = size
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    pixels = torch.stack([x - (width - 1) / 2, y - (height - 1) / 2], dim=-1).to(focal)
+    pixels = centred_pixels(size[1], size[0]).to(focal)
     depth = views.depth[..., None]
     points = torch.cat([pixels / focal[:, None, None, None, None] * depth, depth], dim=-1)
     return StaticViews(views.images.permute(0, 1, 4, 2, 3) * 2 - 1, points, world.camera_to_world, focal)
+
+
+def centred_pixels(height: int, width: int) -> Tensor:
+    """[H, W, 2] float32 (x, y) from the middle of the image."""
+    return torch.from_numpy(pixel_grid(height, width)) - torch.tensor([(width - 1) / 2, (height - 1) / 2])
+
+
+def token_centres(height: int, width: int, patch: int) -> Tensor:
+    """[N, 2] float32 pixel coordinates (x, y) of the middles of an image's patches, row by row."""
+    return torch.from_numpy(pixel_grid(height // patch, width // patch)).flatten(0, 1) * patch + (patch - 1) / 2
 
 
 def held_out_pairs(family: Family, count: int, size: tuple[int, int], first_seed: int = HELD_OUT_SEED) -> StaticViews:

@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +47,7 @@ def train(rank: int, options: Options, meeting_place: str) -> None:
         trainer.restore(state)
     begun, first_step = time.monotonic(), trainer.step
     curve = Curve(options) if rank == 0 else None
-    losses: list[tuple[float, float]] = []
+    losses: deque[tuple[float, float]] = deque(maxlen=200)  # of the last steps
     saved = judged = begun
     was_cooling = False
     while True:
@@ -73,7 +74,7 @@ def train(rank: int, options: Options, meeting_place: str) -> None:
         warm = min(1.0, (trainer.step - first_step + 1) / WARM_UP)
         losses.append(trainer.advance(warm * (max(0.0, left / options.cooldown_minutes) if cooling else 1.0)))
         if rank == 0 and (trainer.step <= 100 or trainer.step % 50 == 0):
-            recent = [sum(x) / len(x) for x in zip(*losses[-50:], strict=True)]
+            recent = [sum(x[-50:]) / len(x[-50:]) for x in zip(*losses, strict=True)]
             speed = (trainer.step - first_step) * trainer.pairs_per_step / (time.monotonic() - begun)
             logger.info(
                 "step %d, %d pairs, loss %.6f, error %.4f (mean of 50: %.4f, %.4f), %.1f pairs/s",
@@ -96,12 +97,12 @@ class Curve:
         if about.is_file():
             self.best = json.loads(about.read_text(encoding="utf-8")).get("held_out_second_view", self.best)
 
-    def judge(self, trainer: Trainer, minutes: float, losses: Sequence[tuple[float, float]], *, cooling: bool) -> None:
+    def judge(self, trainer: Trainer, minutes: float, losses: deque[tuple[float, float]], *, cooling: bool) -> None:
         """Weights are averaged while the rate is high; once it falls, they settle by themselves."""
         network = trainer.snapshot(averaged=not cooling)
         errors = judge_pairs(network, self.pairs)
         logger.info("held out after %d pairs: %s", trainer.pairs_seen, errors.line())
-        loss, error = (sum(x) / len(x) for x in zip(*losses[-200:], strict=True)) if losses else (None, None)
+        loss, error = (sum(x) / len(x) for x in zip(*losses, strict=True)) if losses else (None, None)
         row: dict[str, Any] = {"step": trainer.step, "pairs_seen": trainer.pairs_seen, "minutes": round(minutes, 2)}
         row |= {"size": "x".join(map(str, self.options.size)), "train_loss": loss, "train_error": error}
         with (self.options.output / "curve.jsonl").open("a", encoding="utf-8") as file:

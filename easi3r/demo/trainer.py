@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,9 @@ class Trainer:
         dice = torch.Generator().manual_seed(first_seed)
         between = float(torch.rand(1, generator=dice)) * 0.84 + 0.08
         family = FAMILIES[self.options.family]
-        objects = family.num_static + int(torch.randint(3, (1,), generator=dice)) - 1
-        family = type(family)(**{**asdict(family), "num_static": max(4 - family.num_movers, objects - 1)})
+        fewer = int(torch.randint(3, (1,), generator=dice))  # objects than the family has in its clips, but four
+        objects = max(4, family.num_movers + family.num_static - fewer)
+        family = replace(family, num_movers=0, num_static=objects)
         seeds = range(first_seed, first_seed + size)
         return static_views(seeds, family, (0.0, between, 1.0), self.options.size, self.device)
 
