@@ -27,6 +27,20 @@ class AttentionStatistics:
         self.source.update(pairs[:, 1].tolist(), replace_sink(source, self.grid))
         self.reference.update(pairs[:, 0].tolist(), replace_sink(reference, self.grid))
 
+    def reopened(self, pairs: Array, changed: Array) -> tuple[AttentionStatistics, Array]:
+        """For a pass that differs from this one in the ``changed`` [P] bool of ``pairs`` [P, 2] alone.
+
+        Returns statistics in which only the frames that these pairs touch start anew, and the pairs [P] bool that
+        have to be seen again for them.
+        """
+        again = AttentionStatistics(len(self.source.counts), self.grid)
+        first, second = torch.from_numpy(pairs).T
+        anew = torch.zeros(2, len(self.source.counts), dtype=torch.bool)
+        anew[0, second[torch.from_numpy(changed)]] = True
+        anew[1, first[torch.from_numpy(changed)]] = True
+        again.source, again.reference = self.source.reopened(anew[0]), self.reference.reopened(anew[1])
+        return again, (anew[0, second] | anew[1, first]).numpy()
+
     def nothing_varies(self) -> bool:
         """True when all pairs show the same attention: identical frames, or a single one."""
         return all(

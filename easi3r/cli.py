@@ -39,6 +39,9 @@ HELP = {
     "align": "published: global alignment with flow; none: the spanning-tree start as it is",
     "seed": "for the clustering",
     "device": "auto, cpu, cuda, cuda:1",
+    "dtype": "of the network's matrices: float32, bfloat16, float16, or the fastest here",
+    "batch_size": "pairs decoded at once; auto: as many as pay and fit",
+    "memory": "GiB of the device to stay within; auto: most of what is free",
 }
 
 

@@ -81,6 +81,14 @@ class AlignmentSettings:
 
 
 @dataclass(frozen=True)
+class PieceSettings:
+    """A clip that is longer is reconstructed in overlapping pieces, so that its length does not decide the memory."""
+
+    frames: int = 110  # of a piece, at most; fewer where memory is short
+    overlap: int = 10  # frames that two pieces share, by which they are joined
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that shapes a result.  The defaults are the published method, but for ``motion.evidence``."""
 
@@ -89,9 +97,12 @@ class Settings:
     motion: MotionSettings = field(default_factory=MotionSettings)
     flow: FlowSettings = field(default_factory=FlowSettings)
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
+    pieces: PieceSettings = field(default_factory=PieceSettings)
     seed: int = 0
     device: str = "auto"  # auto: where the network is; else cpu, cuda, cuda:1, mps
-    batch_size: int = 4  # pairs decoded at once
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the network's matrices; auto: the fastest
+    batch_size: int | Literal["auto"] = "auto"  # pairs decoded at once; auto: as many as pay and fit
+    memory: float | Literal["auto"] = "auto"  # GiB on the device to stay within; auto: most of what is free
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -136,6 +147,9 @@ OPTIONS: dict[str, str] = {  # short name -> dotted name; the keywords and flags
     "align": "alignment.method",
     "seed": "seed",
     "device": "device",
+    "dtype": "dtype",
+    "batch_size": "batch_size",
+    "memory": "memory",
 }
 
 ZERO_ALLOWED = {  # every other number must be greater than 0
@@ -158,7 +172,12 @@ def check_ranges(settings: Settings) -> None:
         if not (0 < value < math.inf or (value == 0 and path in ZERO_ALLOWED)):  # NaN is not either
             bound = "0 or greater" if path in ZERO_ALLOWED else "greater than 0"
             raise ConfigError(f"{path} is {value}, but it must be {bound}.")
-    frames = settings.frames
+    frames, pieces = settings.frames, settings.pieces
+    if pieces.overlap < 2 or pieces.frames < 2 * pieces.overlap:
+        raise ConfigError(
+            f"pieces.frames is {pieces.frames} and pieces.overlap {pieces.overlap}, but the overlap must be at least 2 "
+            "and at most half of a piece."
+        )
     if frames.start is not None and frames.end is not None and frames.end <= frames.start:
         raise ConfigError(f"frames.end is {frames.end} s, but it must lie after frames.start ({frames.start} s).")
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from easi3r.backbones.dust3r import Dust3r, Grid
+from easi3r.precision import computing
 from easi3r.progress import Progress
 from easi3r.structures import Array, PairPredictions
 from hooks import capture_attention, cut_attention
@@ -26,14 +27,15 @@ def to_network_input(images: Array) -> Tensor:
 
 @torch.no_grad()
 def encode_frames(network: Dust3r, images: Array, batch_size: int, progress: Progress) -> Tensor:
-    """[n, H, W, 3] uint8 -> encoder tokens [n, N, C] on the network's device."""
+    """[n, H, W, 3] uint8 -> encoder tokens [n, N, C] on the network's device, in the format of its matrices."""
     starts = range(0, len(images), batch_size)
-    return torch.cat(
-        [
-            network.encode(to_network_input(images[start : start + batch_size]))
-            for start in progress(starts, "encoding frames")
-        ]
-    )
+    with computing(network):
+        return torch.cat(
+            [
+                network.encode(to_network_input(images[start : start + batch_size])).to(network.dtype)
+                for start in progress(starts, "encoding frames")
+            ]
+        )
 
 
 @torch.no_grad()
@@ -54,31 +56,46 @@ def observe_pairs(
     tokens: [n, N, C] encoder tokens.  pairs: [P, 2].
     dynamic_tokens: [n, h, w] bool, True = moves; given in the second pass, where static tokens of a pair's first view
         do not attend to dynamic tokens of its second (decoder 1 only; Easi3R section 3.2).
-    predictions: filled in place by the heads; None: no head is run.
+    predictions: filled in place by the heads; None: no head is run, and the decoders stop at their last logits.
     """
-    dynamic = None if dynamic_tokens is None else torch.from_numpy(dynamic_tokens).flatten(1).to(tokens.device)
+    moving = np.zeros((len(tokens), tokens.shape[1]), bool) if dynamic_tokens is None else dynamic_tokens
+    dynamic = torch.from_numpy(moving).flatten(1).to(tokens.device)
+    cut_pairs = changed_by_cut(pairs, moving)
     starts = range(0, len(pairs), batch_size)
-    with capture_attention(network) as captured:
-        for start in progress(starts, "decoding pairs" if dynamic is None else "decoding pairs, movers cut off"):
+    with capture_attention(network) as captured, computing(network):
+        for start in progress(starts, "decoding pairs, movers cut off" if cut_pairs.any() else "decoding pairs"):
             part = slice(start, start + batch_size)
             first, second = pairs[part].T
-            cut = nullcontext() if dynamic is None else cut_attention(network, ~dynamic[first], dynamic[second])
-            with cut:
-                decoded = network.decode(tokens[first], tokens[second], grid)
+            cuts = bool(cut_pairs[part].any())
+            with cut_attention(network, ~dynamic[first], dynamic[second]) if cuts else nullcontext():
+                if predictions is None:
+                    network.attend(tokens[first], tokens[second], grid)
+                else:
+                    decoded = network.decode(tokens[first], tokens[second], grid)
             listener(pairs[part], *captured.take())
             if predictions is not None:
-                pointmaps = network.predict(decoded)
-                for name, values in vars(pointmaps).items():
-                    getattr(predictions, name)[part] = values.to("cpu")
+                for name, values in vars(network.predict(decoded)).items():
+                    room = getattr(predictions, name)
+                    room[part] = values.clamp(max=torch.finfo(room.dtype).max)  # a confidence may exceed half precision
 
 
-def empty_predictions(pairs: Array, height: int, width: int) -> PairPredictions:
+def changed_by_cut(pairs: Array, dynamic_tokens: Array) -> Array:
+    """[P] bool: pairs for which the second pass differs: something moves in the second view, and not all of the first.
+
+    dynamic_tokens: [n, ...] bool, True = moves.
+    """
+    moving = dynamic_tokens.reshape(len(dynamic_tokens), -1)
+    some, all_of_it = np.asarray(moving.any(axis=1)), np.asarray(moving.all(axis=1))
+    return ~all_of_it[pairs[:, 0]] & some[pairs[:, 1]]
+
+
+def empty_predictions(pairs: Array, height: int, width: int, dtype: torch.dtype = torch.float16) -> PairPredictions:
     """Room for the heads' output of all pairs, on the CPU."""
     shape = (len(pairs), height, width)
     return PairPredictions(
         pairs=np.asarray(pairs),
-        points_first=torch.empty(*shape, 3),
-        points_second=torch.empty(*shape, 3),
-        confidence_first=torch.empty(shape),
-        confidence_second=torch.empty(shape),
+        points_first=torch.empty(*shape, 3, dtype=dtype),
+        points_second=torch.empty(*shape, 3, dtype=dtype),
+        confidence_first=torch.empty(shape, dtype=dtype),
+        confidence_second=torch.empty(shape, dtype=dtype),
     )

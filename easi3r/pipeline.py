@@ -1,20 +1,26 @@
-"""The order of the stages, written once: a clip and a network in, what moves (and where everything is) out."""
+"""The order of the stages, written once: a clip and a network in, what moves (and where everything is) out.
+
+A long clip is worked on in overlapping pieces, each by itself, so that its length does not decide the memory.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from easi3r._version import __version__
-from easi3r.alignment import align
+from easi3r.alignment import align, join_piece, later_half
 from easi3r.attention_maps import AttentionStatistics
 from easi3r.backbones.checkpoint import CheckpointInfo
 from easi3r.backbones.dust3r import Dust3r
@@ -25,11 +31,15 @@ from easi3r.errors import InputError
 from easi3r.flow import estimate_flow
 from easi3r.frames import read_frames
 from easi3r.given_masks import read_masks
-from easi3r.inference import empty_predictions, encode_frames, observe_pairs
+from easi3r.inference import changed_by_cut, empty_predictions, encode_frames, observe_pairs
 from easi3r.pairs import make_pairs
+from easi3r.plan import Plan, make_plan, smaller
+from easi3r.precision import choose_dtype, in_precision
 from easi3r.progress import Progress
 from easi3r.scene import Motion, Scene
-from easi3r.structures import Array, AttentionMaps, DynamicMasks, Frames, PairPredictions
+from easi3r.structures import AlignedCameras, Array, AttentionMaps, DynamicMasks, Frames, PairPredictions
+
+logger = logging.getLogger("easi3r")
 
 
 @torch.inference_mode(False)  # somebody may call us from within it, and the alignment needs gradients
@@ -42,107 +52,228 @@ def run(
     *,
     masks_only: bool,
 ) -> Motion:
-    """Frames, pairs, optical flow, what moves (the network, twice), alignment.
+    """Frames, a plan, and for each piece of the clip: optical flow, what moves (the network, twice), alignment.
 
-    Returns a Scene, or with ``masks_only`` a Motion.
+    Returns a Scene, or with ``masks_only`` a Motion.  Raises InputError where not even two frames fit into the memory.
     """
-    clock, patch_size, trained_size = Clock(), network.config.patch_size, max(network.config.img_size)
+    clock = Clock()
+    network = in_precision(network, choose_dtype(settings.dtype, network))
     with clock("frames"):
         frames = read_frames(
-            source, settings.frames, patch_size=patch_size, trained_size=trained_size, progress=progress
+            source,
+            settings.frames,
+            patch_size=network.config.patch_size,
+            trained_size=max(network.config.img_size),
+            progress=progress,
         )
-    n = frames.num_frames
-    pairs = make_pairs(n, settings.pairs)
-    with clock("flow"):
-        alignment = settings.alignment
-        aligns = not masks_only and alignment.method == "published" and alignment.flow_weight > 0
-        asks = settings.motion.evidence != "attention" and settings.motion.masks is None
-        wanted = (aligns or asks) and n > 1
-        flow = estimate_flow(frames.images, pairs, settings.flow, progress) if wanted else None
-        residual = epipolar_residual(flow, n, progress) if asks and flow is not None else None
-    masks, attention, predictions = find_motion(
-        network, frames, pairs, settings, progress, clock, residual=residual, with_points=not masks_only
-    )
+    given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames)
+    job = Job(network, settings, progress, clock, masks_only)
+    plan = job.plan(frames)
+    logger.info("%s", plan)
+    try:
+        whole = job.work_through(frames, given, plan)
+    except (MemoryError, RuntimeError, cv2.error) as error:
+        if not is_out_of_memory(error):
+            raise
+        whole = None
+    if whole is None:  # outside of the handler, which would keep what filled the memory
+        job = dataclasses.replace(job, settings=smaller(plan, settings))
+        plan = job.plan(frames)
+        logger.warning("the memory did not suffice; trying once more in less: %s", plan)
+        try:
+            whole = job.work_through(frames, given, plan)
+        except (MemoryError, RuntimeError, cv2.error) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"The memory of {network.device} does not suffice for {frames.num_frames} frames, even with {plan}; "
+                "choose a smaller image_size, fewer pairs (window) or masks alone (segment)."
+            ) from error
+
     moved: dict[str, Any] = {
         "images": frames.images,
-        "dynamic_score": masks.score,
-        "dynamic_mask": masks.mask,
-        "attention": attention,
+        "dynamic_score": whole.masks.score,
+        "dynamic_mask": whole.masks.mask,
+        "attention": whole.attention,
         "timestamps": frames.timestamps,
     }
-    if predictions is None:
-        return Motion(**moved, meta=describe(frames, checkpoint, settings, network, clock))
-
-    with clock("alignment"):
-        cameras = align(
-            predictions,
-            n,
-            settings.alignment,
-            progress,
-            flow=flow if aligns else None,
-            dynamic_mask=masks.mask,
-            device=network.device,
-        )
+    meta = describe(frames, checkpoint, settings, network, clock) | {"pieces": whole.notes}
+    if whole.cameras is None:
+        return Motion(**moved, meta=meta)
     return Scene(
         **moved,
-        camera_to_world=cameras.camera_to_world,
-        intrinsics=cameras.intrinsics,
-        depth=cameras.depth,
-        confidence=cameras.confidence,
-        valid_mask=np.ones(cameras.depth.shape, dtype=bool),
-        meta=describe(frames, checkpoint, settings, network, clock) | {"scale": "up to scale"},
+        **vars(whole.cameras),
+        valid_mask=np.ones(whole.cameras.depth.shape, dtype=bool),
+        meta=meta | {"scale": "up to scale"},
     )
 
 
-def find_motion(
-    network: Dust3r,
-    frames: Frames,
-    pairs: Array,
-    settings: Settings,
-    progress: Progress,
-    clock: Clock,
-    *,
-    residual: Array | None,
-    with_points: bool,
-) -> tuple[DynamicMasks, AttentionMaps, PairPredictions | None]:
-    """Encoder once, decoders once or twice: masks of one pass cut the attention of the next.
+@dataclass(frozen=True)
+class Job:
+    """What all pieces of a clip have in common."""
 
-    Masks, maps and points are those of the last pass; given masks need a single one, and are returned as they are.
-    residual: [n, H, W] epipolar residuals, for masks that rest on flow too; None: masks as published.
-    """
-    n, height, width = frames.images.shape[:3]
-    grid, patch_size = network.grid_of(height, width), network.config.patch_size
-    given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames)
-    with clock("encoder"):
-        tokens = encode_frames(network, frames.images, settings.batch_size, progress)
-        labels = cluster_tokens(tokens, settings.motion.clusters, settings.seed).reshape(n, *grid)
+    network: Dust3r
+    settings: Settings
+    progress: Progress
+    clock: Clock
+    masks_only: bool
 
-    masks, passes = given, 1 if given is not None else settings.motion.passes
-    for number in range(1, passes + 1):
-        with clock(f"pass {number}"):
-            statistics = AttentionStatistics(n, grid)
-            wanted = with_points and number == passes
-            predictions = empty_predictions(pairs, height, width) if wanted else None
-            observe_pairs(
-                network,
-                tokens,
-                pairs,
-                grid,
-                statistics.update,
+    def plan(self, frames: Frames) -> Plan:
+        return make_plan(self.network, frames.images.shape[:3], self.settings, masks_only=self.masks_only)
+
+    def work_through(self, frames: Frames, given: DynamicMasks | None, plan: Plan) -> Whole:
+        """Piece after piece; each frame is encoded once, and what a piece needs is gone before the next begins."""
+        whole = Whole.empty(frames.images.shape[:3], self.network.config.patch_size, with_cameras=not self.masks_only)
+        tokens, end = None, 0
+        for piece in plan.pieces:
+            shared, (start, end) = max(0, end - piece.start), (piece.start, piece.stop)
+            with self.clock("encoder"):
+                fresh = frames.images[start + shared : end]
+                encoded = encode_frames(self.network, fresh, plan.batch_size, self.progress)
+                tokens = encoded if tokens is None else torch.cat([tokens[len(tokens) - shared :], encoded])
+            of_piece = None if given is None else given.part(piece)
+            self.work_on(whole, frames.images[start:end], tokens, of_piece, piece, shared, plan.batch_size)
+        return whole
+
+    def work_on(
+        self,
+        whole: Whole,
+        images: Array,
+        tokens: Tensor,
+        given: DynamicMasks | None,
+        piece: range,
+        shared: int,
+        batch_size: int,
+    ) -> None:
+        """The stages, in their order.
+
+        images: [n, H, W, 3] of the piece.  tokens: [n, N, C].  shared: how many of its first frames are in ``whole``.
+        """
+        settings, progress, n = self.settings, self.progress, len(images)
+        pairs = make_pairs(n, settings.pairs)
+        with self.clock("flow"):
+            aligns = not self.masks_only and settings.alignment.method != "none" and settings.alignment.flow_weight > 0
+            asks = settings.motion.evidence != "attention" and given is None
+            wanted = (aligns or asks) and n > 1
+            flow = estimate_flow(images, pairs, settings.flow, progress) if wanted else None
+            residual = epipolar_residual(flow, n, progress) if asks and flow is not None else None
+        masks, attention, predictions = self.find_motion(images, tokens, pairs, given, residual, batch_size)
+        whole.write_motion(masks, attention, piece, shared)
+        if predictions is None:
+            return
+        with self.clock("alignment"):
+            known_focal = whole.focal_px if settings.alignment.shared_focal else None
+            cameras = align(
+                predictions,
+                n,
+                settings.alignment,
                 progress,
-                batch_size=settings.batch_size,
-                dynamic_tokens=masks.tokens(patch_size) if masks is not None and masks.mask.any() else None,
-                predictions=predictions,
+                flow=flow if aligns else None,
+                dynamic_mask=masks.mask,
+                focal_px=known_focal,
+                device=self.network.device,
             )
-            attention = statistics.maps()
-            if given is None:
-                masks = make_masks(attention.dynamic_map, labels, patch_size)
-                if residual is not None:
-                    min_motion_px = settings.motion.min_motion * max(height, width)
-                    both = settings.motion.evidence == "both"
-                    masks = add_flow(masks, labels, residual, min_motion_px) if both else prove(residual, min_motion_px)
-    assert masks is not None
-    return masks, attention, predictions
+            whole.write_cameras(cameras, piece, shared, static=~masks.mask[:shared])
+
+    def find_motion(
+        self,
+        images: Array,
+        tokens: Tensor,
+        pairs: Array,
+        given: DynamicMasks | None,
+        residual: Array | None,
+        batch_size: int,
+    ) -> tuple[DynamicMasks, AttentionMaps, PairPredictions | None]:
+        """Decoders once or twice: masks of one pass cut the attention of the next.
+
+        Masks, maps and points are those of the last pass; given masks need a single one, and are returned as they are.
+        residual: [n, H, W] epipolar residuals, for masks that rest on flow too; None: masks as published.
+        """
+        network, settings, clock = self.network, self.settings, self.clock
+        n, height, width = images.shape[:3]
+        grid, patch_size = network.grid_of(height, width), network.config.patch_size
+        with clock("encoder"):
+            labels = cluster_tokens(tokens, settings.motion.clusters, settings.seed).reshape(n, *grid)
+        masks, passes = given, 1 if given is not None else settings.motion.passes
+        statistics = AttentionStatistics(n, grid)
+        for number in range(1, passes + 1):
+            with clock(f"pass {number}"):
+                dynamic_tokens = None if masks is None else masks.tokens(patch_size)
+                points_wanted = not self.masks_only and number == passes
+                predictions = empty_predictions(pairs, height, width) if points_wanted else None
+                seen = np.ones(len(pairs), dtype=bool)
+                if number > 1:  # where no points are wanted, most pairs without a moving token need no second look
+                    assert dynamic_tokens is not None
+                    statistics, again = statistics.reopened(pairs, changed_by_cut(pairs, dynamic_tokens))
+                    seen = seen if points_wanted else again
+                if seen.any():
+                    observe_pairs(
+                        network,
+                        tokens,
+                        pairs[seen],
+                        grid,
+                        statistics.update,
+                        self.progress,
+                        batch_size=batch_size,
+                        dynamic_tokens=dynamic_tokens,
+                        predictions=predictions,
+                    )
+                attention = statistics.maps()
+                if given is None:
+                    masks = make_masks(attention.dynamic_map, labels, patch_size)
+                    if residual is not None:
+                        least = settings.motion.min_motion * max(height, width)
+                        both = settings.motion.evidence == "both"
+                        masks = add_flow(masks, labels, residual, least) if both else prove(residual, least)
+        assert masks is not None
+        return masks, attention, predictions
+
+
+@dataclass
+class Whole:
+    """What is known of the clip, filled in piece by piece."""
+
+    masks: DynamicMasks
+    attention: AttentionMaps
+    cameras: AlignedCameras | None
+    notes: list[dict[str, Any]]  # for ``meta``, one per piece
+
+    @classmethod
+    def empty(cls, size: tuple[int, int, int], patch_size: int, *, with_cameras: bool) -> Whole:
+        n, height, width = size
+        tokens = (n, height // patch_size, width // patch_size)
+        cameras = None
+        if with_cameras:
+            cameras = AlignedCameras(
+                camera_to_world=np.zeros((n, 4, 4), np.float32),
+                intrinsics=np.zeros((n, 3, 3), np.float32),
+                depth=np.zeros(size, np.float32),
+                confidence=np.zeros(size, np.float32),
+            )
+        masks = DynamicMasks(np.zeros(size, np.float32), np.zeros(size, bool), None)
+        return cls(masks, AttentionMaps(*(np.zeros(tokens, np.float32) for _ in range(5))), cameras, [])
+
+    @property
+    def focal_px(self) -> float | None:
+        """Of the first piece, which the others share; None before it is known."""
+        return (
+            None
+            if self.cameras is None or not self.cameras.intrinsics[0, 0, 0]
+            else float(self.cameras.intrinsics[0, 0, 0])
+        )
+
+    def write_motion(self, masks: DynamicMasks, attention: AttentionMaps, piece: range, shared: int) -> None:
+        target, fresh = later_half(piece, shared)
+        self.masks.score[target], self.masks.mask[target] = masks.score[fresh], masks.mask[fresh]
+        for name, values in attention.arrays().items():
+            getattr(self.attention, name)[target] = values[fresh]
+        self.notes.append({"frames": [piece.start, piece.stop], "threshold": masks.threshold})
+
+    def write_cameras(self, cameras: AlignedCameras, piece: range, shared: int, static: Array) -> None:
+        assert self.cameras is not None
+        seam = join_piece(self.cameras, cameras, piece, shared, static)
+        if shared:
+            self.notes[-1]["seam_residual"] = round(seam, 6)  # median, relative to the median depth
 
 
 class Clock:
@@ -155,7 +286,7 @@ class Clock:
     def __call__(self, stage: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self.seconds[stage] = round(time.perf_counter() - begin, 3)
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
 
 
 def describe(
@@ -170,6 +301,7 @@ def describe(
         "seed": settings.seed,
         "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256(), "licence": checkpoint.licence},
         "device": str(network.device),
+        "dtype": str(network.dtype).removeprefix("torch."),
         "versions": {
             "easi3r": __version__,
             "torch": torch.__version__,
@@ -194,3 +326,11 @@ def choose_device(name: str) -> torch.device:
             f"The device {name!r} cannot be used ({reason}); expected auto, cpu, cuda or cuda:1."
         ) from error
     return device
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch (on either device), NumPy or OpenCV ran out of memory."""
+    words = str(error).lower()
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(
+        sign in words for sign in ("not enough memory", "can't allocate memory", "out of memory", "insufficient memory")
+    )

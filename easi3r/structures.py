@@ -91,6 +91,11 @@ class DynamicMasks:
     mask: Array  # [n, H, W] bool, True = moves
     threshold: float | None  # one for the whole clip; None when no threshold was needed
 
+    def part(self, frames: range) -> DynamicMasks:
+        """Of some consecutive frames."""
+        some = slice(frames.start, frames.stop)
+        return DynamicMasks(self.score[some], self.mask[some], self.threshold)
+
     def tokens(self, patch_size: int) -> Array:
         """[n, h, w] bool: a token is dynamic if any pixel of its patch is."""
         n, height, width = self.mask.shape
@@ -103,10 +108,10 @@ class PairPredictions:
     """Pointmaps and confidences of every directed pair, both views in the first view's camera frame."""
 
     pairs: Array  # [P, 2] int64, (first, second) frame index
-    points_first: torch.Tensor  # [P, H, W, 3] float32
-    points_second: torch.Tensor  # [P, H, W, 3] float32
-    confidence_first: torch.Tensor  # [P, H, W] float32, >= 1
-    confidence_second: torch.Tensor  # [P, H, W] float32, >= 1
+    points_first: torch.Tensor  # [P, H, W, 3] floating point; kept in half precision
+    points_second: torch.Tensor  # [P, H, W, 3]
+    confidence_first: torch.Tensor  # [P, H, W], >= 1
+    confidence_second: torch.Tensor  # [P, H, W], >= 1
 
 
 @dataclass(frozen=True)

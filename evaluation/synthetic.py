@@ -37,6 +37,7 @@ from evaluation.signals import flow_signals, network_signals
 
 Array = NDArray[Any]
 CLIP_SEED = 1000  # the clips of this benchmark; the bundled clip and the tests use smaller seeds
+BATCH_SIZE = 8
 MOVING_SHARE = 0.5  # of a token's pixels, from which on it counts as moving (as an object)
 logger = logging.getLogger("easi3r.evaluation")
 
@@ -131,7 +132,7 @@ def reconstruction_scores(model: Easi3R, clip: Clip, *, iterations: int) -> dict
     grid = network.grid_of(height, width)
     masks = {"true": clip.dynamic_mask, "ours": model.segment(clip.images).dynamic_mask}
     flow = estimate_flow(clip.images, pairs, settings.flow, silent)
-    tokens = encode_frames(network, clip.images, settings.batch_size, silent)
+    tokens = encode_frames(network, clip.images, BATCH_SIZE, silent)
     predicted = {}
     for cut in {cut for cut, _ in RECONSTRUCTIONS.values()}:
         cut_tokens = None
@@ -140,7 +141,7 @@ def reconstruction_scores(model: Easi3R, clip: Clip, *, iterations: int) -> dict
         predicted[cut] = empty_predictions(pairs, height, width)
         observe_pairs(
             *(network, tokens, pairs, grid, lambda *_: None, silent),
-            batch_size=settings.batch_size,
+            batch_size=BATCH_SIZE,
             dynamic_tokens=cut_tokens,
             predictions=predicted[cut],
         )

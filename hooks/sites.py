@@ -37,11 +37,12 @@ class HookError(RuntimeError):
 class Attend(nn.Module):
     """Softmax attention by the fused kernel; has no parameters, exists so that hooks have a place to attach.
 
-    q [B, heads, Nq, D], k and v [B, heads, Nk, D] -> [B, heads, Nq, D], scale D**-0.5.
+    q [B, heads, Nq, D], k and v [B, heads, Nk, D] -> [B, heads, Nq, D], scale D**-0.5.  Without values nothing is
+    computed: queries and keys only meet, for the hooks to see.
     """
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor | None) -> Tensor | None:
+        return None if v is None else F.scaled_dot_product_attention(q, k, v)
 
 
 class Site(Protocol):
@@ -69,7 +70,7 @@ class FusedSite:
     attend: Attend
 
     def observe(self, observer: Observer) -> RemovableHandle:
-        def before(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+        def before(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor | None]) -> None:
             q, k, _ = inputs
             observer(q, k, q.shape[-1] ** -0.5)
 
@@ -82,11 +83,15 @@ class FusedSite:
         values set to zero.  Two fused calls replace the N x N matrix.
         """
 
-        def after(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> Tensor:
+        def after(
+            module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor | None
+        ) -> Tensor | None:
             q, k, v = inputs
-            without = self.attend.forward(q, k, v.masked_fill(key_mask[:, None, :, None], 0))
             reached()
-            return torch.where(query_mask[:, None, :, None], without, output)
+            if v is None:
+                return None
+            without = self.attend.forward(q, k, v.masked_fill(key_mask[:, None, :, None], 0))
+            return torch.where(query_mask[:, None, :, None], without, output)  # type: ignore[arg-type]
 
         return self.attend.register_forward_hook(after)
 

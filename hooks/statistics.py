@@ -15,6 +15,7 @@ class FrameStatistics:
         self.counts = torch.zeros(num_frames, dtype=torch.int64)
         self._mean: Tensor | None = None
         self._squares: Tensor | None = None  # sum of squared deviations from the mean
+        self._final = torch.zeros(num_frames, dtype=torch.bool)
 
     def update(self, frame_indices: Sequence[int], values: Tensor) -> None:
         """Fold in ``values`` [B, ...], where ``values[i]`` is a map of frame ``frame_indices[i]``."""
@@ -23,10 +24,22 @@ class FrameStatistics:
             self._mean = torch.zeros(shape, dtype=torch.float32, device=values.device)
             self._squares = torch.zeros_like(self._mean)
         for frame, value in zip(frame_indices, values, strict=True):
+            if self._final[frame]:
+                continue
             self.counts[frame] += 1
             deviation = value - self._mean[frame]
             self._mean[frame] += deviation / int(self.counts[frame])
             self._squares[frame] += deviation * (value - self._mean[frame])
+
+    def reopened(self, frames: Tensor) -> FrameStatistics:
+        """A copy in which ``frames`` [n] bool start anew and all others are final: updates pass them by."""
+        again = FrameStatistics(len(self.counts))
+        again.counts = self.counts.masked_fill(frames, 0)
+        again._final = ~frames
+        if self._mean is not None and self._squares is not None:
+            again._mean, again._squares = self._mean.clone(), self._squares.clone()
+            again._mean[frames], again._squares[frames] = 0, 0
+        return again
 
     @property
     def mean(self) -> Tensor:

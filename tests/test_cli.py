@@ -127,6 +127,9 @@ def test_every_option_arrives_through_its_flag(tmp_path, clip, monkeypatch):
         "align": "none",
         "seed": 3,
         "device": "cpu",
+        "dtype": "float32",
+        "batch_size": 3,
+        "memory": 8.0,
     }
     assert values.keys() == OPTIONS.keys()
     (masks / "frame_2.png").unlink()  # one mask per frame that is taken

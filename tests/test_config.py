@@ -55,9 +55,13 @@ OTHER_VALUES = {  # one value per setting that is not its default
     "alignment.flow_ignore_px": 40.0,
     "alignment.flow_drop_px": 20.0,
     "alignment.smoothness_weight": 0.5,
+    "pieces.frames": 60,
+    "pieces.overlap": 12,
     "seed": 5,
     "device": "cuda:1",
+    "dtype": "float32",
     "batch_size": 2,
+    "memory": 3.5,
 }
 
 

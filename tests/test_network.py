@@ -210,7 +210,7 @@ PAIRS = make_pairs(NUM_FRAMES, PairSettings())
 def run_pass(network, images, batch_size: int, dynamic=None):
     tokens = encode_frames(network, images, batch_size, silent)
     statistics = AttentionStatistics(NUM_FRAMES, GRID)
-    predictions = empty_predictions(PAIRS, 16, 24)
+    predictions = empty_predictions(PAIRS, 16, 24, torch.float32)
     observe_pairs(
         network,
         tokens,

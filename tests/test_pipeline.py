@@ -249,10 +249,14 @@ def test_an_adopted_network_gives_the_same(model, scene):
 
 
 def test_the_size_of_batches_does_not_matter(model, scene):
-    one_by_one = model.reconstruct(moving_square(), batch_size=1, **QUICK)
-    np.testing.assert_array_equal(one_by_one.dynamic_mask, scene.dynamic_mask)
-    for name in ("confidence", *MAPS):  # random weights: rounding sends depths anywhere
-        np.testing.assert_allclose(arrays_of(one_by_one)[name], arrays_of(scene)[name], atol=1e-4)
+    one_by_one, together = (
+        model.reconstruct(moving_square(), batch_size=size, dtype="float32", **QUICK) for size in (1, 6)
+    )
+    np.testing.assert_array_equal(one_by_one.dynamic_mask, together.dynamic_mask)
+    for name in MAPS:
+        np.testing.assert_allclose(arrays_of(one_by_one)[name], arrays_of(together)[name], atol=1e-4)
+    # kept in half precision (depths differ more: the weights are random)
+    np.testing.assert_allclose(one_by_one.confidence, together.confidence, rtol=2e-3)
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
@@ -418,7 +422,7 @@ def test_no_hook_stays_on_the_network_even_after_an_error(model, monkeypatch):
 
     monkeypatch.setattr(pipeline.AttentionStatistics, "update", break_off)
     with pytest.raises(KeyboardInterrupt):
-        model.reconstruct(moving_square(), **QUICK)
+        model.reconstruct(moving_square(), dtype="float32", **QUICK)  # on the network itself, not on a copy of it
     assert seen and hooks_of(model.network) == []
     assert [name for name, value in model.network.state_dict().items() if not torch.equal(value, state[name])] == []
 
@@ -439,9 +443,9 @@ def test_progress_names_every_stage(model, monkeypatch):
     model.reconstruct(moving_square(), progress=True, **QUICK)
     assert labels == [
         "reading frames",
+        "encoding frames",
         "optical flow",
         "epipolar geometry",
-        "encoding frames",
         "decoding pairs",
         "decoding pairs, movers cut off",
         "aligning",

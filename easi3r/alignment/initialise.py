@@ -33,13 +33,18 @@ class Start:
     pair_scale: Tensor  # [P]
 
 
-def initialise(observations: Observations, *, shared_focal: bool) -> Start:
-    """Chain the pairs of a spanning tree into one world, then read cameras, depths and pair similarities off it."""
+def initialise(observations: Observations, *, shared_focal: bool, focal_px: float | None = None) -> Start:
+    """Chain the pairs of a spanning tree into one world, then read cameras, depths and pair similarities off it.
+
+    focal_px: the focal length of all frames where it is known.
+    """
     n = observations.num_frames
     sample = sample_pixels(observations.points.shape[-1])
-    focal = torch.stack([frame_focal(observations, frame, sample) for frame in range(n)])
-    if shared_focal:
-        focal = focal.median().expand(n).clone()
+    if focal_px is None:
+        focal = torch.stack([frame_focal(observations, frame, sample) for frame in range(n)])
+        focal = focal.median().expand(n).clone() if shared_focal else focal
+    else:
+        focal = torch.full((n,), focal_px)
     world, weight = chain_points(observations, sample)
     rotation, translation, scale = pair_similarities(observations, world, sample)
     poses = torch.eye(4).repeat(n, 1, 1)

@@ -56,14 +56,15 @@ def observe(predictions: PairPredictions, num_frames: int) -> Observations:
     frame, order = pairs.T.flatten().sort(stable=True)
     is_first, pair = order < len(pairs), order % len(pairs)
     count, (height, width) = len(order), predictions.points_first.shape[1:3]
-    points = predictions.points_first.new_empty(count, 3, height * width)
-    weight = predictions.points_first.new_empty(count, height * width)
+    kind = torch.promote_types(predictions.points_first.dtype, torch.float32)
+    points = torch.empty(count, 3, height * width, dtype=kind)
+    weight = torch.empty(count, height * width, dtype=kind)
     mean_confidence = weight.new_empty(count)
     frame_confidence = weight.new_ones(num_frames, height * width)
     for row in range(count):
         views = "first" if is_first[row] else "second"
-        said = getattr(predictions, f"points_{views}")[pair[row]].flatten(0, 1).T
-        confidence = getattr(predictions, f"confidence_{views}")[pair[row]].flatten()
+        said = getattr(predictions, f"points_{views}")[pair[row]].to(kind).flatten(0, 1).T
+        confidence = getattr(predictions, f"confidence_{views}")[pair[row]].to(kind).flatten()
         usable = said.isfinite().all(dim=0) & confidence.isfinite()
         confidence = torch.where(usable, confidence, 1.0)
         points[row] = torch.where(usable, said, 0.0)

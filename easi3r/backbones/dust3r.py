@@ -1,8 +1,8 @@
 """The DUSt3R network (arXiv 2312.14132), written from the paper and the layout of its public checkpoints.
 
 One encoder for all frames, two decoders that read each other, one head per view.  Split so that each part runs as
-often as needed and no oftener: ``encode`` once per frame, ``decode`` once per pair and pass, ``predict`` where
-points are read.
+often as needed and no oftener: ``encode`` once per frame; per pair ``attend`` where attention alone is read, ``decode``
+and ``predict`` where points are.
 """
 
 from __future__ import annotations
@@ -89,6 +89,11 @@ class Dust3r(nn.Module):
     def device(self) -> torch.device:
         return self.decoder_embed.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrices; norms and each head's last layer may be finer."""
+        return self.decoder_embed.weight.dtype
+
     def grid_of(self, height: int, width: int) -> Grid:
         """Tokens along y and x of an image of this size; ValueError if it is not a whole number of patches."""
         patch = self.config.patch_size
@@ -102,7 +107,7 @@ class Dust3r(nn.Module):
         """[B, 3, H, W] RGB in [-1, 1] -> [B, N, enc_embed_dim] tokens, row-major."""
         grid = self.grid_of(*images.shape[-2:])
         rotary = self._rotary(grid, self.config.enc_embed_dim // self.config.enc_num_heads)
-        x = self.patch_embed(images.to(self.device, self.decoder_embed.weight.dtype))
+        x = self.patch_embed(images.to(self.device, self.patch_embed.proj.weight.dtype))
         for block in self.enc_blocks:
             x = block(x, rotary)
         return cast(Tensor, self.enc_norm(x))
@@ -119,6 +124,16 @@ class Dust3r(nn.Module):
         kept[self.config.dec_depth] = (self.dec_norm(x), self.dec_norm(y))
         first, second = zip(*(kept[layer] for layer in self.downstream_head1.layers_read), strict=True)
         return Decoded(list(first), list(second), grid)
+
+    def attend(self, tokens_first: Tensor, tokens_second: Tensor, grid: Grid) -> None:
+        """The decoders as far as the logits of the last layer's cross-attention, for the attention hooks alone."""
+        rotary = self._rotary(grid, self.config.dec_embed_dim // self.config.dec_num_heads)
+        x, y = self.decoder_embed(tokens_first), self.decoder_embed(tokens_second)
+        *before, (last1, last2) = zip(self.dec_blocks, self.dec_blocks2, strict=True)
+        for block1, block2 in before:
+            x, y = block1(x, y, rotary), block2(y, x, rotary)
+        cast(DecoderBlock, last1).meet(x, y, rotary)
+        cast(DecoderBlock, last2).meet(y, x, rotary)
 
     def predict(self, decoded: Decoded) -> PointmapPair:
         """Run both heads."""

@@ -23,8 +23,15 @@ def points_and_confidence(raw: Tensor, conf_range: tuple[float, float]) -> tuple
     return xyz / length * torch.expm1(length), low + c.exp().clamp(max=high - low)
 
 
+def unrounded(x: Tensor) -> torch.autocast:
+    """A context for a head's last layer, in which nothing is computed in low precision."""
+    return torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False)
+
+
 class LinearHead(nn.Module):
     """One linear layer per token, its patch unfolded by pixel shuffle; reads the last tokens alone."""
+
+    last_layer = "proj"
 
     def __init__(self, dec_depth: int, enc_dim: int, dec_dim: int, patch_size: int) -> None:
         super().__init__()
@@ -34,7 +41,8 @@ class LinearHead(nn.Module):
 
     def forward(self, tokens: list[Tensor], grid: tuple[int, int]) -> Tensor:
         """Tokens of ``layers_read``, each [B, h * w, C] -> [B, 4, H, W]."""
-        patches = self.proj(tokens[0]).transpose(1, 2).unflatten(2, grid)
+        with unrounded(tokens[0]):
+            patches = self.proj(tokens[0].to(self.proj.weight.dtype)).transpose(1, 2).unflatten(2, grid)
         return F.pixel_shuffle(patches, self.patch_size)
 
 
@@ -119,11 +127,15 @@ class Dpt(nn.Module):
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         fused = self.scratch([process(m) for process, m in zip(self.act_postprocess, maps, strict=True)])
         x = F.interpolate(self.head[0](fused), size=size, mode="bilinear", align_corners=True)
-        return self.head[2:](x)  # type: ignore[no-any-return]
+        x = self.head[2:4](x)
+        with unrounded(x):
+            return self.head[4](x.to(self.head[4].weight.dtype))  # type: ignore[no-any-return]
 
 
 class DptHead(nn.Module):
     """Reads the encoder's output and three decoder layers."""
+
+    last_layer = "dpt.head.4"
 
     def __init__(self, dec_depth: int, enc_dim: int, dec_dim: int, patch_size: int) -> None:
         super().__init__()

@@ -81,10 +81,16 @@ class CrossAttention(nn.Module):
         self.attend = Attend()
 
     def forward(self, x: Tensor, y: Tensor, rotary: RotaryTable) -> Tensor:
-        q = rotary.rotate(split_heads(self.projq(x), self.num_heads))
-        k = rotary.rotate(split_heads(self.projk(y), self.num_heads))
         v = split_heads(self.projv(y), self.num_heads)
-        return self.proj(merge_heads(self.attend(q, k, v)))  # type: ignore[no-any-return]
+        return self.proj(merge_heads(self.attend(*self._queries_and_keys(x, y, rotary), v)))  # type: ignore[no-any-return]
+
+    def meet(self, x: Tensor, y: Tensor, rotary: RotaryTable) -> None:
+        """As far as the logits: queries and keys meet, for the hooks to see, and nothing comes of it."""
+        self.attend(*self._queries_and_keys(x, y, rotary), None)
+
+    def _queries_and_keys(self, x: Tensor, y: Tensor, rotary: RotaryTable) -> tuple[Tensor, Tensor]:
+        q, k = split_heads(self.projq(x), self.num_heads), split_heads(self.projk(y), self.num_heads)
+        return rotary.rotate(q), rotary.rotate(k)
 
 
 class Mlp(nn.Module):
@@ -131,3 +137,8 @@ class DecoderBlock(nn.Module):
         x = x + self.attn(self.norm1(x), rotary)
         x = x + self.cross_attn(self.norm2(x), self.norm_y(y), rotary)
         return x + self.mlp(self.norm3(x))  # type: ignore[no-any-return]
+
+    def meet(self, x: Tensor, y: Tensor, rotary: RotaryTable) -> None:
+        """The block as far as the logits of its cross-attention."""
+        x = x + self.attn(self.norm1(x), rotary)
+        self.cross_attn.meet(self.norm2(x), self.norm_y(y), rotary)

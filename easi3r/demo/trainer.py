@@ -16,6 +16,7 @@ from easi3r.demo.muon import Muon
 from easi3r.demo.static_pairs import StaticViews, static_views
 from easi3r.demo.training_state import read_weights
 from easi3r.demo.worlds import FAMILIES
+from easi3r.precision import fast_bf16
 from hooks import Attend
 from hooks.sites import find_sites
 
@@ -64,7 +65,9 @@ class Options:
 class MatrixAttention(Attend):
     """The same attention as plain products: the fused kernel of CPUs takes several times as long backwards."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor | None) -> Tensor | None:
+        if v is None:
+            return None
         weights: Tensor = ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1)
         return weights @ v
 
@@ -227,8 +230,3 @@ class Trainer:
         self.average = {name: value.to(self.device) for name, value in state["average"].items()}
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
-
-
-def fast_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

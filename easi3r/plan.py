@@ -1,0 +1,198 @@
+"""What a clip will need, and how it is cut so that it fits: found from sizes alone, before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from easi3r.backbones.dust3r import Dust3r, Dust3rConfig
+from easi3r.config import Settings
+from easi3r.errors import InputError
+from easi3r.pairs import make_pairs
+
+GIB = 1 << 30
+SHARE = 0.7  # of the free memory that 'auto' allows itself
+BASE_BYTES = 0.6 * GIB  # of a process that has imported torch and holds no clip
+# Bytes per pixel, from the arrays that the stages hold at once (tests/test_plan.py compares with what is measured).
+CLIP_BYTES = 16  # images, score, mask, depth, confidence of every frame, whatever the pieces
+PAIR_BYTES = 90  # of a directed pair: predictions in half precision, what the alignment makes of them, flow
+FRAME_BYTES = 100  # of a frame that is being aligned: points, gradients, Adam's moments
+DISK_BYTES = 12  # depth, confidence, score (float32 or 16 bit), PNGs
+MAX_BATCH = {"cpu": 8, "cuda": 32}  # pairs, beyond which nothing gets faster
+# Nanoseconds per pixel, measured on one core: flow and residual per pair; the objective per pair and iteration.
+FLOW_NS, OBJECTIVE_NS = 4000.0, 70.0
+EFFICIENCY = 0.4  # of the rate of a large product that the network reaches
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a clip is worked on, and what that costs, about."""
+
+    pieces: tuple[range, ...]  # frames that are reconstructed together
+    batch_size: int
+    device_bytes: float  # on the network's device, weights included
+    host_bytes: float  # 0 where that device is the CPU
+    disk_bytes: float
+    seconds: float
+
+    def __str__(self) -> str:
+        in_pieces = (
+            f"{len(self.pieces)} pieces of {len(self.pieces[0])} frames" if len(self.pieces) > 1 else "one piece"
+        )
+        host = f" there and {self.host_bytes / GIB:.1f} GiB on the host" if self.host_bytes else ""
+        return (
+            f"{in_pieces}, {self.batch_size} pairs at once; about {self.device_bytes / GIB:.1f} GiB of memory{host}, "
+            f"{self.disk_bytes / GIB:.2f} GiB on disk and {_duration(self.seconds)}"
+        )
+
+
+def make_plan(network: Dust3r, size: tuple[int, int, int], settings: Settings, *, masks_only: bool) -> Plan:
+    """The longest pieces and the largest batches that stay within ``settings.memory``.
+
+    size: frames, height and width of the clip.  Raises InputError if two frames of it do not fit.
+    """
+    num_frames, height, width = size
+    device, limit = network.device, settings.pieces.frames
+    budget = allowed_bytes(settings.memory, device)
+    overlap = settings.pieces.overlap
+    at_most = MAX_BATCH.get(device.type, 8)
+    batch_size = at_most if settings.batch_size == "auto" else settings.batch_size
+    while True:
+        pieces = cut_clip(num_frames, limit, overlap)
+        plan = _costs(network, pieces, batch_size, size, settings, masks_only=masks_only)
+        if plan.device_bytes <= budget:
+            return plan
+        if settings.batch_size == "auto" and batch_size > 1:
+            batch_size //= 2
+        elif len(pieces[0]) > 2 * overlap:
+            limit = max(2 * overlap, len(pieces[0]) * 3 // 4)
+        elif settings.memory == "auto":
+            return plan  # an estimate is no reason to refuse
+        else:
+            raise InputError(
+                f"The memory was limited to {settings.memory:g} GiB, but {len(pieces[0])} frames of {width}x{height} "
+                f"pixels need about {plan.device_bytes / GIB:.1f}; allow more, or choose a smaller image_size."
+            )
+
+
+def smaller(plan: Plan, settings: Settings) -> Settings:
+    """Settings whose plan needs about half of what ``plan`` did."""
+    frames = max(2 * settings.pieces.overlap, len(plan.pieces[0]) // 2)
+    pieces = dataclasses.replace(settings.pieces, frames=frames)
+    return dataclasses.replace(settings, pieces=pieces, batch_size=max(1, plan.batch_size // 2))
+
+
+def cut_clip(num_frames: int, at_most: int, overlap: int) -> tuple[range, ...]:
+    """Pieces of equal length, give or take one frame, that share ``overlap`` frames or a few more.
+
+    >>> cut_clip(10, 6, 2)
+    (range(0, 6), range(4, 10))
+    """
+    if num_frames <= at_most:
+        return (range(num_frames),)
+    count = math.ceil((num_frames - overlap) / (at_most - overlap))
+    length = math.ceil((num_frames + (count - 1) * overlap) / count)
+    starts = [round(k * (num_frames - length) / (count - 1)) for k in range(count)]
+    return tuple(range(start, start + length) for start in starts)
+
+
+def allowed_bytes(memory: float | str, device: torch.device) -> float:
+    """Bytes on ``device`` that the work may take."""
+    if memory != "auto":
+        return float(memory) * GIB
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return SHARE * free + torch.cuda.memory_allocated(device)
+    return SHARE * free_host_bytes()
+
+
+def free_host_bytes() -> float:
+    """What this process may still take: the machine's free memory, or what its control group leaves."""
+    free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    information = Path("/proc/meminfo")
+    if information.is_file():
+        lines = dict(line.split(":", 1) for line in information.read_text().splitlines())
+        free = 1024.0 * int(lines["MemAvailable"].split()[0])
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        files = [Path("/sys/fs/cgroup") / name for name in (limit, used)]
+        if all(file.is_file() for file in files):
+            most, taken = (file.read_text().strip() for file in files)
+            free = free if most == "max" else min(free, float(most) - float(taken))
+    return free
+
+
+def _costs(
+    network: Dust3r,
+    pieces: tuple[range, ...],
+    batch_size: int,
+    size: tuple[int, int, int],
+    settings: Settings,
+    *,
+    masks_only: bool,
+) -> Plan:
+    num_frames, height, width = size
+    pixels, length = height * width, len(pieces[0])
+    tokens = pixels // network.config.patch_size**2
+    pairs = len(make_pairs(length, settings.pairs))
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    element = network.decoder_embed.weight.element_size()
+    activations = batch_size * 2 * tokens * 40 * network.config.enc_embed_dim * element
+    if not masks_only and network.config.head_type == "dpt":
+        activations += batch_size * pixels * 256 * 3 * element
+    channels = network.config.dec_depth * network.config.dec_num_heads
+    statistics = length * tokens * (16 * channels + element * network.config.enc_embed_dim)
+    aligning = 0 if masks_only else pixels * (PAIR_BYTES * pairs + FRAME_BYTES * length)
+    clip = CLIP_BYTES * pixels * num_frames
+    passes = settings.motion.passes if settings.motion.masks is None else 1
+    flops = num_frames * encoder_flops(network.config, tokens)
+    flops += len(pieces) * pairs * passes * decoder_flops(network.config, tokens)
+    seconds = flops / (EFFICIENCY * product_rate(network.device, network.dtype))
+    cores = max(1, torch.get_num_threads())
+    seconds += len(pieces) * pairs * pixels * FLOW_NS * 1e-9 / 2
+    if not masks_only and settings.alignment.method != "none":
+        seconds += len(pieces) * pairs * pixels * settings.alignment.iterations * OBJECTIVE_NS * 1e-9 / cores
+    on_device = weights + activations + statistics + aligning
+    on_host = BASE_BYTES + clip
+    if network.device.type == "cpu":
+        return Plan(pieces, batch_size, on_device + on_host, 0, DISK_BYTES * pixels * num_frames, seconds)
+    return Plan(pieces, batch_size, on_device, on_host + aligning, DISK_BYTES * pixels * num_frames, seconds)
+
+
+def encoder_flops(config: Dust3rConfig, tokens: int) -> float:
+    """Of one frame."""
+    width = config.enc_embed_dim
+    return config.enc_depth * (24.0 * tokens * width**2 + 4.0 * tokens**2 * width)
+
+
+def decoder_flops(config: Dust3rConfig, tokens: int) -> float:
+    """Of one directed pair, both decoders, without heads."""
+    width = config.dec_embed_dim
+    return 2 * config.dec_depth * (32.0 * tokens * width**2 + 8.0 * tokens**2 * width)
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
+    """Floating-point operations per second of a large matrix product, measured (takes a few hundredths of a second)."""
+    a = torch.ones(size, size, device=device, dtype=dtype)
+
+    def seconds() -> float:
+        begin = time.perf_counter()
+        (a @ a).sum().item()
+        return time.perf_counter() - begin
+
+    seconds()
+    return 2.0 * size**3 / min(seconds() for _ in range(3))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
