@@ -1,12 +1,12 @@
-"""``python -m evaluation synthetic``: see that module's --help."""
+"""``python -m evaluation benchmark | synthetic``: see each module's --help."""
 
 from __future__ import annotations
 
 import sys
 
-from evaluation import synthetic
+from evaluation import benchmark, synthetic
 
-COMMANDS = {"synthetic": synthetic.main}
+COMMANDS = {"benchmark": benchmark.main, "synthetic": synthetic.main}
 
 
 def main() -> int:

@@ -53,8 +53,8 @@ def test_the_whole_network_costs_what_is_published(gflop: dict[str, float]) -> N
 
 
 def test_the_plan_counts_the_same_as_the_network(gflop: dict[str, float]) -> None:
-    assert encoder_flops(Dust3rConfig(), TOKENS) / 1e9 == pytest.approx(gflop["encode"], rel=0.02)
-    assert decoder_flops(Dust3rConfig(), TOKENS) / 1e9 == pytest.approx(gflop["decode"], rel=0.02)
+    assert encoder_flops(Dust3rConfig(), TOKENS) / 1e9 == pytest.approx(gflop["encode"], rel=0.03)
+    assert decoder_flops(Dust3rConfig(), TOKENS) / 1e9 == pytest.approx(gflop["decode"], rel=0.03)
 
 
 def test_pass_1_reads_attention_alone(gflop: dict[str, float]) -> None:
