@@ -25,6 +25,7 @@ from easi3r.demo.clip import geometry_errors
 from easi3r.demo.judgement import judge_pairs
 from easi3r.demo.rendering import Clip, render
 from easi3r.demo.static_pairs import held_out_pairs
+from easi3r.demo.train import image_size
 from easi3r.demo.worlds import FAMILIES, make_world
 from easi3r.flow import estimate_flow
 from easi3r.inference import empty_predictions, encode_frames, observe_pairs
@@ -60,11 +61,11 @@ class Labels:
         return cls(share(clip.mover_mask), share(clip.object_ids > 0))
 
 
-def clips(family: str, count: int, num_frames: int) -> Iterator[tuple[Clip, Clip]]:
-    """Held-out clips and their frozen twins."""
+def clips(family: str, count: int, num_frames: int, size: tuple[int, int]) -> Iterator[tuple[Clip, Clip]]:
+    """Held-out clips and their frozen twins; ``size`` is (width, height)."""
     for seed in range(CLIP_SEED, CLIP_SEED + count):
         world = make_world(seed, FAMILIES[family], num_frames=num_frames)
-        yield render(world), render(world, frozen=True)
+        yield render(world, *size), render(world, *size, frozen=True)
 
 
 # --- motion --------------------------------------------------------------------------------------------------------
@@ -130,7 +131,7 @@ def reconstruction_scores(model: Easi3R, clip: Clip, *, iterations: int) -> dict
     pairs = make_pairs(n, settings.pairs)
     height, width = clip.images.shape[1:3]
     grid = network.grid_of(height, width)
-    masks = {"true": clip.dynamic_mask, "ours": model.segment(clip.images).dynamic_mask}
+    masks = {"true": clip.dynamic_mask, "ours": model.segment(clip.images, image_size="native").dynamic_mask}
     flow = estimate_flow(clip.images, pairs, settings.flow, silent)
     tokens = encode_frames(network, clip.images, BATCH_SIZE, silent)
     predicted = {}
@@ -160,7 +161,7 @@ def reconstruction_scores(model: Easi3R, clip: Clip, *, iterations: int) -> dict
 
 def mask_scores(model: Easi3R, clip: Clip, twin: Clip) -> dict[str, float]:
     """What the product's own masks do: J on the clip, share of pixels called moving there and in the frozen twin."""
-    found, still = (model.segment(one.images).dynamic_mask for one in (clip, twin))
+    found, still = (model.segment(one.images, image_size="native").dynamic_mask for one in (clip, twin))
     return {
         "J": float(jaccard(found, clip.dynamic_mask).mean()),
         "moving %": 100 * float(clip.dynamic_mask.mean()),
@@ -182,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--clips", type=int, default=80, help="clips for the signals; the even half develops, the odd half tests")
     add("--reconstructions", type=int, default=20, help="clips that are reconstructed five times each (default: 20)")
     add("--frames", type=int, default=12, help="of a clip (default: 12)")
+    add("--size", type=image_size, default=(128, 96), help="of pairs and clips (default: 128x96)")
     add("--iterations", type=int, default=Settings().alignment.iterations, help="of the alignment")
     add("--json", type=Path, help="also write every number to this file")
     options = parser.parse_args(arguments)
@@ -190,8 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result: dict[str, Any] = {"checkpoint": options.checkpoint, "family": options.family}
 
     if options.pairs:
-        height, width = model.network.config.img_size
-        errors = judge_pairs(model.network, held_out_pairs(FAMILIES[options.family], options.pairs, (width, height)))
+        errors = judge_pairs(model.network, held_out_pairs(FAMILIES[options.family], options.pairs, options.size))
         result["static pairs"] = dataclasses.asdict(errors)
         print(f"\n{options.pairs} held-out static pairs, family {options.family}")
         for name, value in result["static pairs"].items():
@@ -201,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     masks: list[dict[str, float]] = []
     poses: list[dict[str, dict[str, float]]] = []
     for index, (clip, twin) in enumerate(
-        clips(options.family, max(options.clips, options.reconstructions), options.frames)
+        clips(options.family, max(options.clips, options.reconstructions), options.frames, options.size)
     ):
         if index < options.clips:
             signals.append(signal_scores(model.network, clip, twin))
