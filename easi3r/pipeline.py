@@ -67,29 +67,7 @@ def run(
             progress=progress,
         )
     given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames)
-    job = Job(network, settings, progress, clock, masks_only)
-    plan = job.plan(frames)
-    logger.info("%s", plan)
-    try:
-        whole = job.work_through(frames, given, plan)
-    except (MemoryError, RuntimeError, cv2.error) as error:
-        if not is_out_of_memory(error):
-            raise
-        whole = None
-    if whole is None:  # outside of the handler, which would keep what filled the memory
-        job = dataclasses.replace(job, settings=smaller(plan, settings))
-        plan = job.plan(frames)
-        logger.warning("the memory did not suffice; trying once more in less: %s", plan)
-        try:
-            whole = job.work_through(frames, given, plan)
-        except (MemoryError, RuntimeError, cv2.error) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise InputError(
-                f"The memory of {network.device} does not suffice for {frames.num_frames} frames, even with {plan}; "
-                "choose a smaller image_size, fewer pairs (window) or masks alone (segment)."
-            ) from error
-
+    whole = work_within_memory(Job(network, settings, progress, clock, masks_only), frames, given)
     moved: dict[str, Any] = {
         "images": frames.images,
         "dynamic_score": whole.masks.score,
@@ -105,6 +83,24 @@ def run(
         **vars(whole.cameras),
         valid_mask=np.ones(whole.cameras.depth.shape, dtype=bool),
         meta=meta | {"scale": "up to scale"},
+    )
+
+
+def work_within_memory(job: Job, frames: Frames, given: DynamicMasks | None) -> Whole:
+    """As planned; if the memory does not suffice all the same, once more in less.  Raises InputError after that."""
+    for attempt in (1, 2):
+        plan = job.plan(frames)
+        logger.log(logging.INFO if attempt == 1 else logging.WARNING, "%s%s", "once more in " * (attempt - 1), plan)
+        try:
+            return job.work_through(frames, given, plan)
+        except (MemoryError, RuntimeError, cv2.error) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("the memory of %s did not suffice: %s", job.network.device, str(error).partition("\n")[0])
+        job = dataclasses.replace(job, settings=smaller(plan, job.settings))
+    raise InputError(
+        f"The memory of {job.network.device} does not suffice for {frames.num_frames} frames, even as {plan}; choose a "
+        "smaller image_size, fewer pairs (window) or masks alone (segment)."
     )
 
 

@@ -143,7 +143,9 @@ def _costs(
     pixels, length = height * width, len(pieces[0])
     tokens = pixels // network.config.patch_size**2
     pairs = len(make_pairs(length, settings.pairs))
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    weights = float(sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()))
+    if network.device.type == "cuda":  # with whatever else is there already, the same weights in float32 above all
+        weights = float(torch.cuda.memory_allocated(network.device))
     element = network.decoder_embed.weight.element_size()
     activations = batch_size * 2 * tokens * 40 * network.config.enc_embed_dim * element
     if not masks_only and network.config.head_type == "dpt":
