@@ -14,7 +14,7 @@ from easi3r.backbones.dust3r import Dust3r, Dust3rConfig, PointmapPair
 from easi3r.backbones.heads import LinearHead, points_and_confidence
 from easi3r.backbones.layers import RotaryTable
 from easi3r.config import PairSettings
-from easi3r.inference import empty_predictions, encode_frames, observe_pairs, to_network_input
+from easi3r.inference import changed_by_cut, empty_predictions, encode_frames, observe_pairs, to_network_input
 from easi3r.pairs import make_pairs
 from easi3r.progress import silent
 from hooks import capture_attention, cut_attention
@@ -287,3 +287,45 @@ def test_the_large_public_shape_has_571_million_parameters() -> None:
         network = Dust3r(Dust3rConfig())
     unread = 2 * 2 * (256 * 256 * 9 + 256)  # in both heads, the unit of the coarsest fusion that has no input
     assert round((sum(p.numel() for p in network.parameters()) + unread) / 1e6) == 571
+
+
+# --- what a pass without points leaves out
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_alone_is_that_of_the_whole_pass(network, images, dynamic, masked: bool) -> None:
+    given = dynamic if masked else None
+    whole, _ = run_pass(network, images, 4, given)
+    statistics = AttentionStatistics(NUM_FRAMES, GRID)
+    tokens = encode_frames(network, images, 4, silent)
+    observe_pairs(*(network, tokens, PAIRS, GRID, statistics.update, silent), batch_size=4, dynamic_tokens=given)
+    for name, values in statistics.maps().arrays().items():
+        np.testing.assert_allclose(values, getattr(whole, name), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("moving_frames", [[], [0], [2, 3], [4], list(range(NUM_FRAMES))])
+def test_pairs_that_the_masks_do_not_touch_need_no_second_look(network, images, dynamic, moving_frames) -> None:
+    """The slow twin looks at every pair again."""
+    moving = np.zeros_like(dynamic)
+    moving[moving_frames] = dynamic[moving_frames]
+    tokens = encode_frames(network, images, 4, silent)
+    first = AttentionStatistics(NUM_FRAMES, GRID)
+    observe_pairs(*(network, tokens, PAIRS, GRID, first.update, silent), batch_size=4)
+    before = first.maps()
+    again, needed = first.reopened(PAIRS, changed_by_cut(PAIRS, moving))
+    if needed.any():
+        observe_pairs(
+            *(network, tokens, PAIRS[needed], GRID, again.update, silent), batch_size=4, dynamic_tokens=moving
+        )
+    expected, _ = run_pass(network, images, 4, moving)
+    for name, values in again.maps().arrays().items():
+        np.testing.assert_allclose(values, getattr(expected, name), rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(getattr(first.maps(), name), getattr(before, name))
+    assert needed.all() == (len(moving_frames) > 1) and needed.any() == bool(moving_frames)
+
+
+def test_a_cut_changes_a_pair_only_if_its_second_view_moves_and_its_first_does_not_entirely() -> None:
+    moving = np.zeros((3, 2, 2), bool)
+    moving[1, 0, 0], moving[2] = True, True
+    pairs = np.array([[0, 1], [1, 0], [1, 1], [0, 2], [2, 1], [1, 2], [0, 0]])
+    assert changed_by_cut(pairs, moving).tolist() == [True, False, True, True, False, True, False]
