@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from easi3r._version import __version__
-from easi3r.alignment import align, join_piece, later_half
+from easi3r.alignment import align
 from easi3r.attention_maps import AttentionStatistics
 from easi3r.backbones.checkpoint import CheckpointInfo
 from easi3r.backbones.dust3r import Dust3r
@@ -37,7 +37,8 @@ from easi3r.plan import Plan, make_plan, smaller
 from easi3r.precision import choose_dtype, in_precision
 from easi3r.progress import Progress
 from easi3r.scene import Motion, Scene
-from easi3r.structures import AlignedCameras, Array, AttentionMaps, DynamicMasks, Frames, PairPredictions
+from easi3r.structures import Array, AttentionMaps, DynamicMasks, Frames, PairPredictions
+from easi3r.whole import Whole
 
 logger = logging.getLogger("easi3r")
 
@@ -223,53 +224,6 @@ class Job:
                         masks = add_flow(masks, labels, residual, least) if both else prove(residual, least)
         assert masks is not None
         return masks, attention, predictions
-
-
-@dataclass
-class Whole:
-    """What is known of the clip, filled in piece by piece."""
-
-    masks: DynamicMasks
-    attention: AttentionMaps
-    cameras: AlignedCameras | None
-    notes: list[dict[str, Any]]  # for ``meta``, one per piece
-
-    @classmethod
-    def empty(cls, size: tuple[int, int, int], patch_size: int, *, with_cameras: bool) -> Whole:
-        n, height, width = size
-        tokens = (n, height // patch_size, width // patch_size)
-        cameras = None
-        if with_cameras:
-            cameras = AlignedCameras(
-                camera_to_world=np.zeros((n, 4, 4), np.float32),
-                intrinsics=np.zeros((n, 3, 3), np.float32),
-                depth=np.zeros(size, np.float32),
-                confidence=np.zeros(size, np.float32),
-            )
-        masks = DynamicMasks(np.zeros(size, np.float32), np.zeros(size, bool), None)
-        return cls(masks, AttentionMaps(*(np.zeros(tokens, np.float32) for _ in range(5))), cameras, [])
-
-    @property
-    def focal_px(self) -> float | None:
-        """Of the first piece, which the others share; None before it is known."""
-        return (
-            None
-            if self.cameras is None or not self.cameras.intrinsics[0, 0, 0]
-            else float(self.cameras.intrinsics[0, 0, 0])
-        )
-
-    def write_motion(self, masks: DynamicMasks, attention: AttentionMaps, piece: range, shared: int) -> None:
-        target, fresh = later_half(piece, shared)
-        self.masks.score[target], self.masks.mask[target] = masks.score[fresh], masks.mask[fresh]
-        for name, values in attention.arrays().items():
-            getattr(self.attention, name)[target] = values[fresh]
-        self.notes.append({"frames": [piece.start, piece.stop], "threshold": masks.threshold})
-
-    def write_cameras(self, cameras: AlignedCameras, piece: range, shared: int, static: Array) -> None:
-        assert self.cameras is not None
-        seam = join_piece(self.cameras, cameras, piece, shared, static)
-        if shared:
-            self.notes[-1]["seam_residual"] = round(seam, 6)  # median, relative to the median depth
 
 
 class Clock:
