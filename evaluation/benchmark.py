@@ -243,18 +243,18 @@ def two_passes(network: Dust3r, images: Array, labels: Array, residual: Array | 
 
 
 @torch.inference_mode()
-def precision(checkpoint: str, clips: int, dtype: torch.dtype) -> dict[str, float]:
+def precision(checkpoint: str, clips: int, frames: int, dtype: torch.dtype) -> dict[str, float]:
     """Masks and points in low precision against float32 on held-out clips, the clusters of float32 given."""
     model = Easi3R.from_pretrained(checkpoint, device="cpu")
     exact, rounded = (in_precision(model.network, kind) for kind in (torch.float32, dtype))
     overlaps: dict[str, list[float]] = {"default": [], "published rule": []}
     errors = []
     for seed in range(CLIP_SEED, CLIP_SEED + clips):
-        images = render(make_world(seed, FAMILIES["sharp"], num_frames=12)).images
-        grid, pairs = exact.grid_of(*images.shape[1:3]), make_pairs(12, PairSettings())
+        images = render(make_world(seed, FAMILIES["sharp"], num_frames=frames)).images
+        grid, pairs = exact.grid_of(*images.shape[1:3]), make_pairs(frames, PairSettings())
         tokens = encode_frames(exact, images, 8, silent)
         labels = cluster_tokens(tokens, Settings().motion.clusters, 0).reshape(-1, *grid)
-        residual = epipolar_residual(estimate_flow(images, pairs, Settings().flow, silent), 12, silent)
+        residual = epipolar_residual(estimate_flow(images, pairs, Settings().flow, silent), frames, silent)
         for name, evidence in (("published rule", None), ("default", residual)):
             (mask, points), (low_mask, low_points) = (
                 two_passes(network, images, labels, evidence) for network in (exact, rounded)
@@ -303,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--checkpoint", help="weights for counts and times (default: the large public shape, random)")
     add("--size", default="512x288", help="of the frames for counts and times (default: 512x288)")
-    add("--frames", type=int, default=12, help="of the timed clip (default: 12)")
+    add("--frames", type=int, default=12, help="of the timed clip, and of those for precision (default: 12)")
     add("--runs", type=int, default=3, help="interleaved; the median counts (default: 3)")
     add("--twin-pairs", type=int, default=6, help="on which the twin is timed, per pass (default: 6)")
     add("--dtypes", default="auto,float32", help="of our runs (default: auto,float32)")
@@ -344,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = Easi3R.from_pretrained(options.checkpoint).network.config if options.checkpoint else Dust3rConfig()
     section("counts", lambda: counts(config, (width, height), 30))
     section("time", measure_times)
-    section("precision", lambda: precision("demo", options.clips, torch.bfloat16))
+    section("precision", lambda: precision("demo", options.clips, options.frames, torch.bfloat16))
     section("memory", lambda: memory([int(length) for length in options.lengths.split(",")], options.iterations))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
