@@ -58,7 +58,8 @@ def make_plan(network: Dust3r, size: tuple[int, int, int], settings: Settings, *
     size: frames, height and width of the clip.  Raises InputError if two frames of it do not fit.
     """
     num_frames, height, width = size
-    device, limit = network.device, settings.pieces.frames
+    device, divisible = network.device, settings.pairs.graph != "reference"  # which pairs one frame with all others
+    limit = settings.pieces.frames if divisible else num_frames
     budget = allowed_bytes(settings.memory, device)
     overlap = settings.pieces.overlap
     at_most = MAX_BATCH.get(device.type, 8)
@@ -70,7 +71,7 @@ def make_plan(network: Dust3r, size: tuple[int, int, int], settings: Settings, *
             return plan
         if settings.batch_size == "auto" and batch_size > 1:
             batch_size //= 2
-        elif len(pieces[0]) > 2 * overlap:
+        elif divisible and len(pieces[0]) > 2 * overlap:
             limit = max(2 * overlap, len(pieces[0]) * 3 // 4)
         elif settings.memory == "auto":
             return plan  # an estimate is no reason to refuse

@@ -55,6 +55,11 @@ def test_a_limit_that_cannot_be_kept_is_said_before_any_work() -> None:
     assert len(plan_of(300, Settings(memory="auto")).pieces) >= 1
 
 
+def test_a_frame_that_is_paired_with_all_others_keeps_the_clip_in_one_piece() -> None:
+    settings = Settings().with_options({"pairs.graph": "reference", "pairs.reference": 250})
+    assert plan_of(300, settings).pieces == (range(300),)
+
+
 def test_the_machine_has_some_memory() -> None:
     assert 1e8 < free_host_bytes() < 1e15
 
