@@ -55,18 +55,20 @@ class Plan:
 def make_plan(network: Dust3r, size: tuple[int, int, int], settings: Settings, *, masks_only: bool) -> Plan:
     """The longest pieces and the largest batches that stay within ``settings.memory``.
 
-    size: frames, height and width of the clip.  Raises InputError if two frames of it do not fit.
+    size: frames, height and width of the clip.  Raises InputError if even the shortest pieces exceed a
+    limit that was given.
     """
     num_frames, height, width = size
     device, divisible = network.device, settings.pairs.graph != "reference"  # which pairs one frame with all others
     limit = settings.pieces.frames if divisible else num_frames
     budget = allowed_bytes(settings.memory, device)
     overlap = settings.pieces.overlap
+    rate = EFFICIENCY * product_rate(device, network.dtype)
     at_most = MAX_BATCH.get(device.type, 8)
     batch_size = at_most if settings.batch_size == "auto" else settings.batch_size
     while True:
         pieces = cut_clip(num_frames, limit, overlap)
-        plan = _costs(network, pieces, batch_size, size, settings, masks_only=masks_only)
+        plan = _costs(network, pieces, batch_size, size, settings, rate, masks_only=masks_only)
         if plan.device_bytes <= budget:
             return plan
         if settings.batch_size == "auto" and batch_size > 1:
@@ -137,9 +139,11 @@ def _costs(
     batch_size: int,
     size: tuple[int, int, int],
     settings: Settings,
+    rate: float,
     *,
     masks_only: bool,
 ) -> Plan:
+    """rate: floating-point operations per second."""
     num_frames, height, width = size
     pixels, length = height * width, len(pieces[0])
     tokens = pixels // network.config.patch_size**2
@@ -158,7 +162,7 @@ def _costs(
     passes = settings.motion.passes if settings.motion.masks is None else 1
     flops = num_frames * encoder_flops(network.config, tokens)
     flops += len(pieces) * pairs * passes * decoder_flops(network.config, tokens)
-    seconds = flops / (EFFICIENCY * product_rate(network.device, network.dtype))
+    seconds = flops / rate
     cores = max(1, torch.get_num_threads())
     seconds += len(pieces) * pairs * pixels * FLOW_NS * 1e-9 / 2
     if not masks_only and settings.alignment.method != "none":
