@@ -91,7 +91,9 @@ def work_within_memory(job: Job, frames: Frames, given: DynamicMasks | None) -> 
     """As planned; if the memory does not suffice all the same, once more in less.  Raises InputError after that."""
     for attempt in (1, 2):
         plan = job.plan(frames)
-        logger.log(logging.INFO if attempt == 1 else logging.WARNING, "%s%s", "once more in " * (attempt - 1), plan)
+        logger.log(
+            logging.INFO if attempt == 1 else logging.WARNING, "%s%s", "once more in less: " * (attempt - 1), plan
+        )
         try:
             return job.work_through(frames, given, plan)
         except (MemoryError, RuntimeError, cv2.error) as error:
@@ -100,8 +102,8 @@ def work_within_memory(job: Job, frames: Frames, given: DynamicMasks | None) -> 
             logger.warning("the memory of %s did not suffice: %s", job.network.device, str(error).partition("\n")[0])
         job = dataclasses.replace(job, settings=smaller(plan, job.settings))
     raise InputError(
-        f"The memory of {job.network.device} does not suffice for {frames.num_frames} frames, even as {plan}; choose a "
-        "smaller image_size, fewer pairs (window) or masks alone (segment)."
+        f"The memory of {job.network.device} does not suffice for {frames.num_frames} frames (the least that was tried "
+        f"{plan}); choose a smaller image_size, fewer pairs (window) or masks alone (segment)."
     )
 
 

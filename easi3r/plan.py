@@ -47,8 +47,8 @@ class Plan:
         )
         host = f" there and {self.host_bytes / GIB:.1f} GiB on the host" if self.host_bytes else ""
         return (
-            f"{in_pieces}, {self.batch_size} pairs at once; about {self.device_bytes / GIB:.1f} GiB of memory{host}, "
-            f"{self.disk_bytes / GIB:.2f} GiB on disk and {_duration(self.seconds)}"
+            f"needs about {self.device_bytes / GIB:.1f} GiB of memory{host}, {self.disk_bytes / GIB:.2f} GiB on disk "
+            f"and {_duration(self.seconds)} ({in_pieces}, {self.batch_size} pairs at once)"
         )
 
 
