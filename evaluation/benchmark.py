@@ -1,8 +1,8 @@
 """What the work costs on this machine: operations, bytes, seconds, beside a twin that works as the published code does.
 
-The twin lives here alone: it encodes both frames of every pair anew in both passes, writes every N x N attention matrix
-out (self and cross) and keeps a copy, runs both heads in both passes, and takes the pairs one at a time in float32.
-Weights are random unless a checkpoint is given: the cost does not depend on them.
+The twin (``published_twin.py``) encodes both frames of every pair anew in both passes, writes every N x N attention
+matrix out (self and cross) and keeps a copy, runs both heads in both passes, and takes the pairs one at a time in
+float32.  Weights are random unless a checkpoint is given: the cost does not depend on them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,66 +33,17 @@ from easi3r.demo.worlds import FAMILIES, make_world
 from easi3r.dynamic_masks import add_flow, cluster_tokens, make_masks
 from easi3r.epipolar import epipolar_residual
 from easi3r.flow import estimate_flow
-from easi3r.inference import empty_predictions, encode_frames, observe_pairs, to_network_input
+from easi3r.inference import empty_predictions, encode_frames, observe_pairs
 from easi3r.model import Easi3R
 from easi3r.pairs import make_pairs
 from easi3r.plan import MAX_BATCH, product_rate
 from easi3r.precision import choose_dtype, in_precision
 from easi3r.progress import silent
-from hooks import Attend, find_sites
-from hooks.sites import FusedSite
+from evaluation.published_twin import published_style, twin_pair
 
 Array = NDArray[Any]
 CLIP_SEED = 2000
 SECTIONS = ("counts", "time", "precision", "memory")
-
-
-# --- the twin ------------------------------------------------------------------------------------------------------
-
-
-class WrittenOut(Attend):
-    """Attention as a matrix that is formed, copied, and, in the second pass, edited."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: Tensor | None = None
-        self.cut: Tensor | None = None  # [B, Nq, Nk] bool
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor | None) -> Tensor | None:
-        assert v is not None
-        logits = q @ k.mT * q.shape[-1] ** -0.5
-        self.kept = logits.clone()
-        weights = logits.softmax(-1)
-        if self.cut is not None:
-            weights = weights.masked_fill(self.cut[:, None], 0)
-        attended: Tensor = weights @ v
-        return attended
-
-
-def published_style(network: Dust3r) -> Dust3r:
-    """The same tensors in float32, every attention written out."""
-    network = in_precision(network, torch.float32)
-    with torch.device("meta"):
-        twin = Dust3r(network.config)
-    twin.load_state_dict(network.state_dict(), assign=True)
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, Attend):
-                module.add_module(name, WrittenOut())
-    return twin.requires_grad_(False).eval()
-
-
-def twin_pair(twin: Dust3r, images: Array, pair: tuple[int, int], cut: Tensor | None) -> list[Tensor]:
-    """One pair of one pass, as published; returns the mean logits of every cross-attention."""
-    first, second = (to_network_input(images[[frame]]).to(twin.device) for frame in pair)
-    decoders = [
-        [cast(WrittenOut, cast(FusedSite, site).attend) for site in find_sites(twin, name)]
-        for name in ("decoder1", "decoder2")
-    ]
-    for attend in decoders[0]:
-        attend.cut = cut
-    twin(first, second)
-    return [cast(Tensor, attend.kept).mean(2) for decoder in decoders for attend in decoder]
 
 
 def ours(network: Dust3r, images: Array, pairs: Array, moving: Array, batch_size: int) -> None:

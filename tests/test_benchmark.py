@@ -11,7 +11,7 @@ import torch
 from small_inputs import moving_square, random_model
 
 from easi3r.inference import to_network_input
-from evaluation import benchmark
+from evaluation import benchmark, published_twin
 from hooks import capture_attention, cut_attention
 
 
@@ -24,10 +24,10 @@ def test_the_twin_computes_the_same_another_way(masked: bool) -> None:
     moving &= masked
     with torch.no_grad(), capture_attention(network) as captured, cut_attention(network, static, moving):
         expected = network(first, second)
-    twin = benchmark.published_style(network)
+    twin = published_twin.published_style(network)
     cut = static[:, :, None] & moving[:, None]
     with torch.no_grad():
-        logits = benchmark.twin_pair(twin, images, (0, 1), cut)
+        logits = published_twin.twin_pair(twin, images, (0, 1), cut)
         found = twin(first, second)
     depth = network.config.dec_depth
     for maps, mean in zip(captured.take(), (logits[:depth], logits[depth:]), strict=True):
