@@ -55,7 +55,7 @@ def run(
 ) -> Motion:
     """Frames, a plan, and for each piece of the clip: optical flow, what moves (the network, twice), alignment.
 
-    Returns a Scene, or with ``masks_only`` a Motion.  Raises InputError where not even two frames fit into the memory.
+    Returns a Scene, or with ``masks_only`` a Motion.  Raises InputError where the memory does not suffice.
     """
     clock = Clock()
     network = in_precision(network, choose_dtype(settings.dtype, network))

@@ -19,15 +19,16 @@ from easi3r.pairs import make_pairs
 GIB = 1 << 30
 SHARE = 0.7  # of the free memory that 'auto' allows itself
 BASE_BYTES = 0.6 * GIB  # of a process that has imported torch and holds no clip
-# Bytes per pixel, from the arrays that the stages hold at once (tests/test_plan.py compares with what is measured).
+# Bytes per pixel, counted from the arrays that the stages hold at once.
 CLIP_BYTES = 16  # images, score, mask, depth, confidence of every frame, whatever the pieces
 PAIR_BYTES = 90  # of a directed pair: predictions in half precision, what the alignment makes of them, flow
 FRAME_BYTES = 100  # of a frame that is being aligned: points, gradients, Adam's moments
 DISK_BYTES = 12  # depth, confidence, score (float32 or 16 bit), PNGs
 MAX_BATCH = {"cpu": 8, "cuda": 32}  # pairs, beyond which nothing gets faster
-# Nanoseconds per pixel, measured on one core: flow and residual per pair; the objective per pair and iteration.
-FLOW_NS, OBJECTIVE_NS = 4000.0, 70.0
-EFFICIENCY = 0.4  # of the rate of a large product that the network reaches
+# Nanoseconds per pixel, about, as seen on two cores at 128 x 96: flow and residual per pair; the objective per pair,
+# iteration and core.
+FLOW_NS, OBJECTIVE_NS = 2000.0, 70.0
+EFFICIENCY = 0.4  # of the rate of a large product that the network reaches, about (heads are not counted)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def smaller(plan: Plan, settings: Settings) -> Settings:
 
 
 def cut_clip(num_frames: int, at_most: int, overlap: int) -> tuple[range, ...]:
-    """Pieces of equal length, give or take one frame, that share ``overlap`` frames or a few more.
+    """Pieces of equal length that share ``overlap`` frames or a few more.
 
     >>> cut_clip(10, 6, 2)
     (range(0, 6), range(4, 10))
@@ -164,7 +165,7 @@ def _costs(
     flops += len(pieces) * pairs * passes * decoder_flops(network.config, tokens)
     seconds = flops / rate
     cores = max(1, torch.get_num_threads())
-    seconds += len(pieces) * pairs * pixels * FLOW_NS * 1e-9 / 2
+    seconds += len(pieces) * pairs * pixels * FLOW_NS * 1e-9
     if not masks_only and settings.alignment.method != "none":
         seconds += len(pieces) * pairs * pixels * settings.alignment.iterations * OBJECTIVE_NS * 1e-9 / cores
     on_device = weights + activations + statistics + aligning
