@@ -124,6 +124,37 @@ class PairFlow:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What the user knows before anything is computed; None where nothing is, NaN where a frame or pixel is not."""
+
+    intrinsics: Array | None = None  # [n, 3, 3] float64, pixels of the network images
+    camera_to_world: Array | None = None  # [n, 4, 4] float64, OpenCV axes, the user's world and unit
+    depth: Array | None = None  # [n, H, W] float64 z-depth, the user's unit
+
+    def posed(self) -> Array:
+        """[k] indices of the frames whose pose is known."""
+        poses = np.full((0, 4, 4), np.nan) if self.camera_to_world is None else self.camera_to_world
+        return np.flatnonzero(np.isfinite(poses).all(axis=(1, 2)))
+
+    @property
+    def poses_set_the_scale(self) -> bool:
+        """Whether two of the known poses lie apart."""
+        if self.camera_to_world is None or len(posed := self.posed()) < 2:
+            return False
+        return bool(np.ptp(self.camera_to_world[posed, :3, 3], axis=0).max() > 1e-9)
+
+    @property
+    def depth_sets_the_scale(self) -> bool:
+        """Whether the depth of any pixel is known."""
+        return self.depth is not None and bool(np.isfinite(self.depth).any())
+
+    def part(self, frames: range) -> Known:
+        """Of some consecutive frames."""
+        some = slice(frames.start, frames.stop)
+        return Known(*(None if values is None else values[some] for values in vars(self).values()))
+
+
+@dataclass(frozen=True)
 class AlignedCameras:
     """The alignment's answer: one world for all frames, frame 0 at the origin, up to one scale."""
 

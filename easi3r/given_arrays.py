@@ -1,0 +1,94 @@
+"""Numbers that users hand in: arrays, tables in text files, .npy and .npz files, and which frames they belong to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from easi3r.errors import InputError
+from easi3r.structures import Array
+
+FRAMES = "frames"  # the key of an .npz file that says which frames its rows belong to
+
+
+def summary(error: Exception) -> str:
+    """The first sentence of another library's message, to stand within one of ours."""
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".")[:80] or type(error).__name__
+
+
+def to_array(given: Any, name: str, expected: str) -> Array:
+    """float64 array of any shape; InputError, which says what was ``expected``, for what holds no numbers."""
+    try:
+        array = np.asarray(given)
+        reason = f"of the type {type(given).__name__}"
+    except (TypeError, ValueError, RuntimeError) as error:  # a ragged list, a tensor on the GPU or with a gradient
+        array, reason = np.array(""), f"no array ({summary(error)})"
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"{name} is {reason}; expected {expected}.")
+    return array.astype(np.float64)
+
+
+def check_path(path: Path, name: str, expected: str) -> Path:
+    """The path itself; InputError where nothing can be read there."""
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{name} is {str(path)!r}, which does not exist or may not be read; expected {expected}.")
+    return path
+
+
+def read_table(path: Path) -> Array:
+    """[rows, columns] float64 of a text file; columns end at spaces or commas, comments begin with '#'."""
+    try:
+        lines = [line.split("#")[0].replace(",", " ").split() for line in path.read_text("utf-8-sig").splitlines()]
+        table = np.array([[float(word) for word in line] for line in lines if line], dtype=np.float64)
+    except ValueError as error:  # words, columns that differ, no text at all
+        raise InputError(
+            f"{path} is no table of numbers ({summary(error)}); expected as many numbers in every row."
+        ) from error
+    if not table.size:
+        raise InputError(f"{path} holds no numbers; expected at least one row.")
+    return table
+
+
+def load_array(path: Path, keys: Sequence[str]) -> tuple[str, Array, Array | None]:
+    """(key, array, frames): the first of ``keys`` that an .npz file has and its 'frames', if any; or an .npy file's.
+
+    An .npy file has no names: its array counts as that of the first key.
+    """
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            return keys[0], stored, None
+        with stored:
+            present = list(stored)
+            key = next((key for key in keys if key in present), None)
+            if key is not None:
+                return key, stored[key], stored[FRAMES] if FRAMES in present else None
+    except Exception as error:  # damaged files make numpy raise errors of half a dozen types
+        raise InputError(
+            f"{path} cannot be read by numpy ({summary(error)}); write it anew with np.save or np.savez."
+        ) from error
+    raise InputError(f"{path} holds {', '.join(present) or 'nothing'}; expected the key {' or '.join(keys)}.")
+
+
+def check_frames(given: Iterable[Any], num_frames: int, name: str) -> list[int]:
+    """Frame indices as they were given; InputError unless there are some, in [0, num_frames), none of them twice."""
+    index = list(given)
+    whole = all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in index)
+    if not whole or not index or not set(index) <= set(range(num_frames)) or len(set(index)) < len(index):
+        shown = ", ".join(str(i)[:20] for i in index[:6]) + ", ..." * (len(index) > 6)
+        raise InputError(
+            f"{name} is for the frames [{shown}]; expected whole numbers from 0 to {num_frames - 1}, at least one and "
+            f"none twice, since {num_frames} frames were taken."
+        )
+    return [int(i) for i in index]
+
+
+def spread(rows: Array, index: Sequence[int], num_frames: int) -> Array:
+    """[k, ...] rows of the frames ``index`` [k] -> [num_frames, ...] float64, NaN where there is none."""
+    everywhere = np.full((num_frames, *rows.shape[1:]), np.nan)
+    everywhere[list(index)] = rows
+    return everywhere

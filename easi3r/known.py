@@ -1,0 +1,113 @@
+"""What the user knows before anything is computed: intrinsics, poses and depth in the network's pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from easi3r.decoding import natural_key
+from easi3r.errors import InputError
+from easi3r.given_arrays import check_frames, check_path, load_array, to_array
+from easi3r.given_intrinsics import read_intrinsics
+from easi3r.given_poses import CAMERA_TO_WORLD, WORLD_TO_CAMERA, read_poses
+from easi3r.structures import Array, Crop, Frames, Known
+
+_DEPTH = (
+    "an array [n, H, W], {frame: [H, W]}, a folder of one .npy or .npz file per frame, or one such file of them all"
+)
+_SUFFIXES = (".npy", ".npz")
+
+
+def read_known(
+    frames: Frames,
+    *,
+    intrinsics: Any = None,
+    camera_to_world: Any = None,
+    world_to_camera: Any = None,
+    depth: Any = None,
+) -> Known:
+    """Read and check what is given; see `read_intrinsics`, `read_poses` and `read_depth` for all that each may be.
+
+    Frame indices count the frames that were taken, from 0.  Raises InputError, before any work, for what cannot be
+    read, does not belong to these frames or contradicts itself.
+    """
+    if camera_to_world is not None and world_to_camera is not None:
+        raise InputError("camera_to_world and world_to_camera are both given; expected one of them, so leave one out.")
+    poses = None
+    if camera_to_world is not None:
+        poses = read_poses(camera_to_world, frames, CAMERA_TO_WORLD)
+    elif world_to_camera is not None:
+        poses = read_poses(world_to_camera, frames, WORLD_TO_CAMERA)
+    return Known(
+        intrinsics=None if intrinsics is None else read_intrinsics(intrinsics, frames),
+        camera_to_world=poses,
+        depth=None if depth is None else read_depth(depth, frames),
+    )
+
+
+def read_depth(given: Any, frames: Frames) -> Array:
+    """z-depth -> [n, H, W] float64 in the network's pixels and the user's unit, NaN where it is not known.
+
+    given: an array [n, H, W]; {frame index: [H, W]}; a folder of one .npy or .npz file per frame, in the order of
+        their names; or one such file for all frames.  An .npz file has the key 'depth', and 'frames' if not for all.
+        Sizes are those of the source's frames or of the network's images; 0, negative and non-finite is not known.
+    Raises InputError for another count, size or kind of values.
+    """
+    n, height, width = frames.images.shape[:3]
+    fitted = np.full((n, height, width), np.nan)
+    for i, layer in _depth_layers(given, n).items():
+        fitted[i] = _fit(to_array(layer, f"The depth of frame {i}", _DEPTH), frames.crops[i], i)
+    fitted[~(np.isfinite(fitted) & (fitted > 0))] = np.nan
+    if np.isnan(fitted).all():
+        raise InputError("depth holds no finite value above 0; expected z-depth in any one unit.")
+    return fitted
+
+
+def _depth_layers(given: Any, n: int) -> dict[int, Any]:
+    """{frame index: [H, W]}"""
+    if isinstance(given, Mapping):
+        return dict(zip(check_frames(given, n, "depth"), given.values(), strict=True))
+    name, index = "depth", None
+    if isinstance(given, (str, os.PathLike)):
+        path = check_path(Path(given), name, _DEPTH)
+        name = str(path)
+        if path.is_dir():
+            given = _read_folder(path)
+        elif path.suffix.lower() in _SUFFIXES:
+            _, given, index = load_array(path, ("depth",))
+        else:
+            raise InputError(f"depth is {name!r}; expected {_DEPTH}.")
+    layers = given if isinstance(given, list) else to_array(given, name, _DEPTH)
+    if isinstance(layers, np.ndarray) and layers.ndim != 3:
+        raise InputError(f"{name} is of shape {list(layers.shape)}; expected {_DEPTH}.")
+    some = range(n) if index is None else check_frames(np.ravel(index), n, name)
+    if len(layers) != len(some):
+        raise InputError(f"{len(layers)} depth maps were given for {len(some)} frames; expected one per frame.")
+    return dict(zip(some, layers, strict=True))
+
+
+def _read_folder(folder: Path) -> list[Array]:
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")]
+    if not paths:
+        raise InputError(f"The folder of depth {folder} holds no .npy or .npz file; expected one per frame.")
+    return [load_array(path, ("depth",))[1] for path in sorted(paths, key=natural_key)]
+
+
+def _fit(layer: Array, crop: Crop, index: int) -> Array:
+    """[H, W] of the source's size or the network's -> at the network's, each pixel that of the nearest centre."""
+    size = layer.shape[::-1]
+    if size == crop.size:
+        return layer
+    if size != crop.original:
+        raise InputError(
+            f"The depth of frame {index} is of shape {list(layer.shape)}; expected [H, W] of the source's frames, "
+            f"{list(crop.original[::-1])}, or of the network's images, {list(crop.size[::-1])}."
+        )
+    x0, y0 = crop.offset
+    resized = Image.fromarray(layer.astype(np.float32)).resize(crop.resized, Image.Resampling.NEAREST)
+    return np.asarray(resized)[y0 : y0 + crop.size[1], x0 : x0 + crop.size[0]]
