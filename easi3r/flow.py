@@ -1,7 +1,7 @@
 """Optical flow between the frames of each pair, with forward-backward occlusion.
 
-An estimator is any function from two RGB images [H, W, 3] uint8 to flow [H, W, 2] float32 in pixels; ``ESTIMATORS``
-names those that ``flow.method`` can choose.
+An estimator is any callable from two RGB images [H, W, 3] uint8 to flow [H, W, 2] float32 in pixels; ``ESTIMATORS``
+says how to make those that ``flow.method`` can choose.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+import torch
 
 from easi3r.config import FlowSettings
 from easi3r.progress import Progress
+from easi3r.raft import load_raft
 from easi3r.structures import Array, PairFlow
 
 DIS_MIN_SIDE = 16  # pixels; OpenCV refuses images that are smaller on both sides
@@ -33,15 +35,29 @@ def dis_flow(first: Array, second: Array) -> Array:
     return np.asarray(flow)[:height, :width]
 
 
-ESTIMATORS: dict[str, FlowEstimator] = {"dis": dis_flow}
+ESTIMATORS: dict[str, Callable[[FlowSettings, torch.device | None], FlowEstimator]] = {
+    "dis": lambda settings, device: dis_flow,  # OpenCV's runs on the CPU whatever the device
+    "raft": lambda settings, device: load_raft(settings.weights, device),
+}
 
 
-def estimate_flow(images: Array, pairs: Array, settings: FlowSettings, progress: Progress) -> PairFlow:
+def make_estimator(settings: FlowSettings, device: torch.device | None = None) -> FlowEstimator:
+    """The estimator that ``settings.method`` names, ready on the device (None: the CPU).
+
+    Raises MissingExtraError without the package that it needs, CheckpointError without its weights.
+    """
+    return ESTIMATORS[settings.method](settings, device)
+
+
+def estimate_flow(
+    images: Array, pairs: Array, settings: FlowSettings, progress: Progress, device: torch.device | None = None
+) -> PairFlow:
     """images: [n, H, W, 3] uint8 RGB.  pairs: [P, 2]; the reverse of a pair is computed with it, once.
 
     A pixel is valid where the flow there and back again returns to within ``max_inconsistency_px``.
+    Raises what ``make_estimator`` raises.
     """
-    estimator = ESTIMATORS[settings.method]
+    estimator = make_estimator(settings, device)
     index = {(int(a), int(b)): k for k, (a, b) in enumerate(pairs)}
     shape = (len(pairs), *images.shape[1:3])
     flow, valid = np.zeros((*shape, 2), dtype=np.float32), np.zeros(shape, dtype=bool)

@@ -39,3 +39,24 @@ def invert_rigid(matrix: Array) -> Array:
     inverse[..., :3, 3] = -np.einsum("...ij,...j->...i", rotation, matrix[..., :3, 3])
     inverse[..., 3, 3] = 1
     return inverse
+
+
+def depth_edges(depth: Array, tolerance: float = 0.05) -> Array:
+    """z-depth [..., H, W] -> [..., H, W] bool: pixels on either side of a discontinuity, and those hanging between.
+
+    Inverse depth is linear in the pixels of a plane.  So two neighbours are torn apart where inverse depth jumps
+    between them, and bends beside the jump, both by more than ``tolerance`` of its value at the nearer one: a floor
+    seen at a grazing angle jumps and does not bend, a fold bends and does not jump.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):  # depth that is 0 or not finite makes no edge
+        inverse = 1 / depth
+        edges = np.zeros(depth.shape, dtype=bool)
+        for along, marked in ((inverse, edges), (inverse.swapaxes(-1, -2), edges.swapaxes(-1, -2))):
+            jump = np.diff(along)
+            bend = np.zeros_like(along)  # none is known at the image's border
+            bend[..., 1:-1] = np.abs(np.diff(jump))
+            least = tolerance * np.maximum(along[..., :-1], along[..., 1:])
+            torn = (np.abs(jump) > least) & (np.maximum(bend[..., :-1], bend[..., 1:]) > least)
+            marked[..., :-1] |= torn
+            marked[..., 1:] |= torn
+    return edges

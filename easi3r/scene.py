@@ -14,7 +14,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from easi3r.errors import InputError, OutputError
-from easi3r.geometry import transform, unproject
+from easi3r.geometry import depth_edges, transform, unproject
 from easi3r.storage import MARKER, whole_folder
 from easi3r.structures import Array, AttentionMaps, Crop
 
@@ -172,13 +172,19 @@ class Scene(Motion):
         )
 
     def points(
-        self, frames: Sequence[int] | None = None, keep: Keep = "all", min_confidence: float = 1.0
+        self,
+        frames: Sequence[int] | None = None,
+        keep: Keep = "all",
+        min_confidence: float = 1.0,
+        *,
+        edges: bool = True,
     ) -> PointCloud:
         """World points with colours, frame after frame, row-major within a frame.
 
         frames: indices (negative ones count from the end); None = all.
         keep: all pixels, or those that ``dynamic_mask`` calls static or dynamic.
         min_confidence: pixels below are left out; 1 keeps everything.  Padding is always left out.
+        edges: False leaves out pixels on depth edges, where floaters arise; exports do.
         """
         if keep not in ("all", "static", "dynamic"):
             raise InputError(f"keep is {keep!r}; expected 'all', 'static' or 'dynamic'.")
@@ -186,6 +192,8 @@ class Scene(Motion):
         chosen = self.valid_mask[index] & (self.confidence[index] >= min_confidence)
         if keep != "all":
             chosen &= self.dynamic_mask[index] == (keep == "dynamic")
+        if not edges:
+            chosen &= ~depth_edges(self.depth[index])
         camera_points = unproject(self.depth[index].astype(np.float64), self.intrinsics[index].astype(np.float64))
         world = transform(camera_points, self.camera_to_world[index].astype(np.float64))
         frame_index = np.broadcast_to(index[:, None, None], chosen.shape)

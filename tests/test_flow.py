@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter
 
 from easi3r.config import FlowSettings
-from easi3r.flow import ESTIMATORS, consistent, estimate_flow
+from easi3r.flow import ESTIMATORS, FlowEstimator, consistent, dis_flow, estimate_flow, make_estimator
 from easi3r.progress import silent
 
 
@@ -62,7 +63,19 @@ def test_small_and_narrow_images_work(shape: tuple[int, int]) -> None:
 
 
 def test_another_estimator_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ESTIMATORS, "dis", lambda first, second: np.full((*first.shape[:2], 2), 0.5, np.float32))
-    found = estimate_flow(shifted_clip(2), np.array([[0, 1], [1, 0]]), FlowSettings(), silent)
+    made = []
+
+    def make(settings: FlowSettings, device: torch.device | None) -> FlowEstimator:
+        made.append((settings, device))
+        return lambda first, second: np.full((*first.shape[:2], 2), 0.5, np.float32)
+
+    monkeypatch.setitem(ESTIMATORS, "dis", make)
+    device = torch.device("cpu")
+    found = estimate_flow(shifted_clip(2), np.array([[0, 1], [1, 0]]), FlowSettings(), silent, device)
     assert (found.flow == 0.5).all()
     assert found.valid[0, 1:-2, 1:-2].all()
+    assert made == [(FlowSettings(), device)]  # once for all pairs
+
+
+def test_dis_ignores_the_device() -> None:
+    assert make_estimator(FlowSettings()) is make_estimator(FlowSettings(), torch.device("meta")) is dis_flow
