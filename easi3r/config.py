@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import reprlib
 import types
 import typing
@@ -60,24 +61,57 @@ class MotionSettings:
 class FlowSettings:
     """Optical flow between the frames of a pair."""
 
-    method: Literal["dis"] = "dis"
+    method: Literal["dis", "raft"] = "dis"  # raft: torchvision's (extra raft)
+    weights: str | None = None  # raft: a state dict of torchvision's raft_large or raft_small; None: fetched once
     max_inconsistency_px: float = 3.0  # forward-backward disagreement beyond which a pixel counts as occluded
+
+
+Use = Literal["fixed", "init", "prior"]
+
+
+@dataclass(frozen=True)
+class KnownSettings:
+    """What is known beforehand, of all frames or some: arrays, {frame: value} or files (``easi3r.known``).
+
+    fixed: it stays as it is.  init: the solver starts there.  prior: it is pulled there, with a weight of 1 as by a
+    measurement whose standard deviation is 1 % (focal length, depth), 1 degree and 1 % of the median depth (poses).
+    """
+
+    intrinsics: Any = None  # K in pixels of the source frames: f | fx,fy,cx,cy | 'exif' | file | [3, 3] | [n, 3, 3]
+    intrinsics_use: Use = "fixed"
+    intrinsics_weight: float = 1.0
+    camera_to_world: Any = None  # [n, 4, 4] or a file (TUM, npz, npy); OpenCV axes
+    world_to_camera: Any = None  # the same the other way round (COLMAP's direction)
+    poses_use: Use = "fixed"
+    poses_weight: float = 1.0
+    depth: Any = None  # z-depth [n, H, W] or files
+    depth_use: Use = "fixed"
+    depth_weight: float = 1.0
+    scale_from: Any = None  # 'poses' | 'depth' | frame,x1,y1,x2,y2,distance in pixels of the source frames
 
 
 @dataclass(frozen=True)
 class AlignmentSettings:
-    """Global alignment (Easi3R section 3.3, DUSt3R section 3.4): published values."""
+    """Global alignment (Easi3R section 3.3, DUSt3R section 3.4)."""
 
-    method: Literal["published", "none"] = "published"  # none: the spanning-tree start as it is
+    method: Literal["fast", "published", "none"] = "fast"  # none: the spanning-tree start as it is
+    focal: Literal["shared", "per-frame"] | float = "shared"  # a number: known, in pixels of the source frames
+    principal_point: Literal["centre", "solve"] = "centre"
+    camera: Literal["moving", "static"] = "moving"  # static: a tripod, one pose for all frames
+    smoothness_weight: float = 0.0  # of changes of velocity; 1: a degree or 1 % of the median depth is a deviation
+    flow_weight: float = 0.01  # published; fast measures its weights, and 0 leaves flow out
+    flow_ignore_px: float = 50.0  # residuals above are left out
+    # of the published optimiser alone, with its values:
     iterations: int = 300
     learning_rate: float = 0.01
     final_learning_rate: float = 1e-3
-    shared_focal: bool = True  # False: one focal length per frame
-    flow_weight: float = 0.01
     flow_start: float = 0.1  # fraction of the iterations before the flow term joins
-    flow_ignore_px: float = 50.0  # residuals above are left out
     flow_drop_px: float = 25.0  # the whole term is left out of an iteration in which its mean exceeds this
-    smoothness_weight: float = 0.0  # on consecutive poses
+
+    @property
+    def shared_focal(self) -> bool:
+        """Whether all frames have one focal length."""
+        return self.focal != "per-frame"
 
 
 @dataclass(frozen=True)
@@ -96,6 +130,7 @@ class Settings:
     pairs: PairSettings = field(default_factory=PairSettings)
     motion: MotionSettings = field(default_factory=MotionSettings)
     flow: FlowSettings = field(default_factory=FlowSettings)
+    known: KnownSettings = field(default_factory=KnownSettings)
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     pieces: PieceSettings = field(default_factory=PieceSettings)
     seed: int = 0
@@ -126,10 +161,14 @@ class Settings:
         return dataclasses.replace(self, **top, **groups)
 
     def as_dict(self) -> dict[str, Any]:
-        """Nested plain values, ready for JSON; given masks are named, not stored."""
-        tree = dataclasses.asdict(dataclasses.replace(self, motion=dataclasses.replace(self.motion, masks=None)))
-        masks = self.motion.masks
-        tree["motion"]["masks"] = masks if masks is None else str(masks) if isinstance(masks, (str, Path)) else "given"
+        """Nested plain values, ready for JSON; what is given as arrays is named, not stored."""
+        tree: dict[str, Any] = {}
+        for path in setting_kinds():
+            value = get_setting(self, path)
+            if value is not None and not isinstance(value, (str, int, float)):
+                value = str(value) if isinstance(value, os.PathLike) else "given"
+            group, _, name = path.rpartition(".")
+            (tree.setdefault(group, {}) if group else tree)[name] = value
         return tree
 
 
@@ -144,7 +183,15 @@ OPTIONS: dict[str, str] = {  # short name -> dotted name; the keywords and flags
     "passes": "motion.passes",
     "masks": "motion.masks",
     "evidence": "motion.evidence",
+    "intrinsics": "known.intrinsics",
+    "camera_to_world": "known.camera_to_world",
+    "world_to_camera": "known.world_to_camera",
+    "depth": "known.depth",
+    "scale_from": "known.scale_from",
+    "flow": "flow.method",
     "align": "alignment.method",
+    "focal": "alignment.focal",
+    "camera": "alignment.camera",
     "seed": "seed",
     "device": "device",
     "dtype": "dtype",

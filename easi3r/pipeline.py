@@ -24,6 +24,7 @@ from easi3r.alignment import align
 from easi3r.attention_maps import AttentionStatistics
 from easi3r.backbones.checkpoint import CheckpointInfo
 from easi3r.backbones.dust3r import Dust3r
+from easi3r.clean import clean_confidence
 from easi3r.config import Settings
 from easi3r.dynamic_masks import add_flow, cluster_tokens, make_masks, prove
 from easi3r.epipolar import epipolar_residual
@@ -32,12 +33,15 @@ from easi3r.flow import estimate_flow
 from easi3r.frames import read_frames
 from easi3r.given_masks import read_masks
 from easi3r.inference import changed_by_cut, empty_predictions, encode_frames, observe_pairs
+from easi3r.known import read_known
 from easi3r.pairs import make_pairs
 from easi3r.plan import Plan, make_plan, smaller
+from easi3r.pose_direction import check_direction, pairs_to_check
 from easi3r.precision import choose_dtype, in_precision
 from easi3r.progress import Progress
+from easi3r.scale import Distance, read_scale, with_distance
 from easi3r.scene import Motion, Scene
-from easi3r.structures import Array, AttentionMaps, DynamicMasks, Frames, PairPredictions
+from easi3r.structures import Array, AttentionMaps, DynamicMasks, Frames, Known, PairPredictions
 from easi3r.whole import Whole
 
 logger = logging.getLogger("easi3r")
@@ -68,7 +72,8 @@ def run(
             progress=progress,
         )
     given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames)
-    whole = work_within_memory(Job(network, settings, progress, clock, masks_only), frames, given)
+    known, distance = what_is_known(frames, settings, network.device, progress)
+    whole = work_within_memory(Job(network, settings, progress, clock, masks_only), frames, Given(given, known))
     moved: dict[str, Any] = {
         "images": frames.images,
         "dynamic_score": whole.masks.score,
@@ -79,15 +84,49 @@ def run(
     meta = describe(frames, checkpoint, settings, network, clock) | {"pieces": whole.notes}
     if whole.cameras is None:
         return Motion(**moved, meta=meta)
+    metric = distance is not None or known.poses_set_the_scale or known.depth_sets_the_scale
+    cameras = whole.cameras if distance is None else with_distance(whole.cameras, distance)
     return Scene(
         **moved,
-        **vars(whole.cameras),
-        valid_mask=np.ones(whole.cameras.depth.shape, dtype=bool),
-        meta=meta | {"scale": "up to scale"},
+        **vars(cameras),
+        valid_mask=np.ones(cameras.depth.shape, dtype=bool),
+        meta=meta | {"scale": "metric" if metric else "up to scale"},
     )
 
 
-def work_within_memory(job: Job, frames: Frames, given: DynamicMasks | None) -> Whole:
+@dataclass(frozen=True)
+class Given:
+    """What the user hands in beside the clip."""
+
+    masks: DynamicMasks | None
+    known: Known
+
+    def part(self, frames: range) -> Given:
+        """Of some consecutive frames."""
+        return Given(None if self.masks is None else self.masks.part(frames), self.known.part(frames))
+
+
+def what_is_known(
+    frames: Frames, settings: Settings, device: torch.device, progress: Progress
+) -> tuple[Known, Distance | None]:
+    """Read and check it before any work: InputError for a K of another size, for poses that are the wrong way round."""
+    said, focal = settings.known, settings.alignment.focal
+    if not isinstance(focal, str) and said.intrinsics is not None:
+        raise InputError(f"focal is {focal:g} and intrinsics are given too; leave one out.")
+    known = read_known(
+        frames,
+        intrinsics=said.intrinsics if isinstance(focal, str) else focal,
+        camera_to_world=said.camera_to_world,
+        world_to_camera=said.world_to_camera,
+        depth=said.depth,
+    )
+    if len(pairs := pairs_to_check(known)):
+        keyword = "camera_to_world" if said.world_to_camera is None else "world_to_camera"
+        check_direction(known, estimate_flow(frames.images, pairs, settings.flow, progress, device), keyword)
+    return known, read_scale(said.scale_from, known, frames)
+
+
+def work_within_memory(job: Job, frames: Frames, given: Given) -> Whole:
     """As planned; if the memory does not suffice all the same, once more in less.  Raises InputError after that."""
     for attempt in (1, 2):
         plan = job.plan(frames)
@@ -120,18 +159,18 @@ class Job:
     def plan(self, frames: Frames) -> Plan:
         return make_plan(self.network, frames.images.shape[:3], self.settings, masks_only=self.masks_only)
 
-    def work_through(self, frames: Frames, given: DynamicMasks | None, plan: Plan) -> Whole:
+    def work_through(self, frames: Frames, given: Given, plan: Plan) -> Whole:
         """Piece after piece; each frame is encoded once, and what a piece needs is gone before the next begins."""
         whole = Whole.empty(frames.images.shape[:3], self.network.config.patch_size, with_cameras=not self.masks_only)
         tokens, end = None, 0
+        check_first_piece(given.known, plan.pieces[0])
         for piece in plan.pieces:
             shared, (start, end) = max(0, end - piece.start), (piece.start, piece.stop)
             with self.clock("encoder"):
                 fresh = frames.images[start + shared : end]
                 encoded = encode_frames(self.network, fresh, plan.batch_size, self.progress)
                 tokens = encoded if tokens is None else torch.cat([tokens[len(tokens) - shared :], encoded])
-            of_piece = None if given is None else given.part(piece)
-            self.work_on(whole, frames.images[start:end], tokens, of_piece, piece, shared, plan.batch_size)
+            self.work_on(whole, frames.images[start:end], tokens, given.part(piece), piece, shared, plan.batch_size)
         return whole
 
     def work_on(
@@ -139,7 +178,7 @@ class Job:
         whole: Whole,
         images: Array,
         tokens: Tensor,
-        given: DynamicMasks | None,
+        given: Given,
         piece: range,
         shared: int,
         batch_size: int,
@@ -152,16 +191,16 @@ class Job:
         pairs = make_pairs(n, settings.pairs)
         with self.clock("flow"):
             aligns = not self.masks_only and settings.alignment.method != "none" and settings.alignment.flow_weight > 0
-            asks = settings.motion.evidence != "attention" and given is None
+            asks = settings.motion.evidence != "attention" and given.masks is None
             wanted = (aligns or asks) and n > 1
-            flow = estimate_flow(images, pairs, settings.flow, progress) if wanted else None
+            flow = estimate_flow(images, pairs, settings.flow, progress, self.network.device) if wanted else None
             residual = epipolar_residual(flow, n, progress) if asks and flow is not None else None
-        masks, attention, predictions = self.find_motion(images, tokens, pairs, given, residual, batch_size)
+        masks, attention, predictions = self.find_motion(images, tokens, pairs, given.masks, residual, batch_size)
         whole.write_motion(masks, attention, piece, shared)
         if predictions is None:
             return
         with self.clock("alignment"):
-            known_focal = whole.focal_px if settings.alignment.shared_focal else None
+            known, uses = whole.known_for(given.known, piece, shared, settings)
             cameras = align(
                 predictions,
                 n,
@@ -169,10 +208,13 @@ class Job:
                 progress,
                 flow=flow if aligns else None,
                 dynamic_mask=masks.mask,
-                focal_px=known_focal,
+                known=known,
+                uses=uses,
                 device=self.network.device,
             )
-            whole.write_cameras(cameras, piece, shared, static=~masks.mask[:shared])
+            confidence = clean_confidence(**vars(cameras), dynamic_mask=masks.mask, pairs=pairs)
+            cameras = dataclasses.replace(cameras, confidence=confidence)
+            whole.write_cameras(cameras, piece, shared, ~masks.mask[:shared], known, uses)
 
     def find_motion(
         self,
@@ -239,6 +281,21 @@ class Clock:
         begin = time.perf_counter()
         yield
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
+
+
+def check_first_piece(known: Known, piece: range) -> None:
+    """Raise InputError where a long clip's world would be placed only after its first piece."""
+    first = known.part(piece)
+    for name, anywhere, at_once in (
+        ("two poses apart", known.poses_set_the_scale, first.poses_set_the_scale),
+        ("a pose", len(known.posed()) > 0, len(first.posed()) > 0),
+        ("a depth", known.depth_sets_the_scale, first.depth_sets_the_scale),
+    ):
+        if anywhere and not at_once:
+            raise InputError(
+                f"The clip is worked on in pieces, and of the frames 0 to {piece.stop - 1} of the first one, which "
+                f"place the world, {name} must be known if any is; give some of these too, or use larger pieces."
+            )
 
 
 def describe(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from easi3r.alignment import join_piece, later_half
-from easi3r.structures import AlignedCameras, Array, AttentionMaps, DynamicMasks
+from easi3r.config import KnownSettings, Settings
+from easi3r.structures import AlignedCameras, Array, AttentionMaps, DynamicMasks, Known
 
 
 @dataclass
@@ -35,12 +36,6 @@ class Whole:
         masks = DynamicMasks(np.zeros(size, np.float32), np.zeros(size, bool), None)
         return cls(masks, AttentionMaps(*(np.zeros(tokens, np.float32) for _ in range(5))), cameras, [])
 
-    @property
-    def focal_px(self) -> float | None:
-        """Of the first piece, which the others share; None before it is known."""
-        focal = 0.0 if self.cameras is None else float(self.cameras.intrinsics[0, 0, 0])
-        return focal or None
-
     def write_motion(self, masks: DynamicMasks, attention: AttentionMaps, piece: range, shared: int) -> None:
         target, fresh = later_half(piece, shared)
         self.masks.score[target], self.masks.mask[target] = masks.score[fresh], masks.mask[fresh]
@@ -48,8 +43,36 @@ class Whole:
             getattr(self.attention, name)[target] = values[fresh]
         self.notes.append({"frames": [piece.start, piece.stop], "threshold": masks.threshold})
 
-    def write_cameras(self, cameras: AlignedCameras, piece: range, shared: int, static: Array) -> None:
+    def known_for(self, known: Known, piece: range, shared: int, settings: Settings) -> tuple[Known, KnownSettings]:
+        """What a piece may rely on: what the user knows of it, and what the pieces before it have found.
+
+        All pieces share the lens of the first (unless each frame has its own); where poses are known or the camera
+        rests, the poses of the frames that a piece shares stay as they are.
+        """
+        uses = settings.known
+        if self.cameras is None or not shared:
+            return known, uses
+        if settings.alignment.shared_focal:
+            lens = np.tile(self.cameras.intrinsics[:1].astype(np.float64), (len(piece), 1, 1))
+            known, uses = replace(known, intrinsics=lens), replace(uses, intrinsics_use="fixed")
+        rests = settings.alignment.camera == "static"
+        if rests or (known.camera_to_world is not None and uses.poses_use == "fixed"):
+            poses = (
+                np.full((len(piece), 4, 4), np.nan) if known.camera_to_world is None else known.camera_to_world.copy()
+            )
+            poses[:shared] = self.cameras.camera_to_world[piece.start : piece.start + shared]
+            known, uses = replace(known, camera_to_world=poses), replace(uses, poses_use="fixed")
+        return known, uses
+
+    def write_cameras(
+        self, cameras: AlignedCameras, piece: range, shared: int, static: Array, known: Known, uses: KnownSettings
+    ) -> None:
+        """``known`` and ``uses`` are those that the piece was aligned with."""
         assert self.cameras is not None
-        seam = join_piece(self.cameras, cameras, piece, shared, static)
+        keeps_poses = len(known.posed()) > 0 and uses.poses_use == "fixed"
+        keeps_scale = (keeps_poses and known.poses_set_the_scale) or known.depth_sets_the_scale
+        seam = join_piece(
+            self.cameras, cameras, piece, shared, static, keeps_poses=keeps_poses, keeps_scale=keeps_scale
+        )
         if shared:
             self.notes[-1]["seam_residual"] = round(seam, 6)  # median, relative to the median depth

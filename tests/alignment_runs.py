@@ -1,9 +1,9 @@
 """Rendered worlds, the noisy pair predictions of worlds.md, and what the alignment makes of them (test support)."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
-from pair_predictions import synthetic_predictions
 
 from easi3r.alignment import align
 from easi3r.config import AlignmentSettings, FlowSettings, PairSettings
@@ -14,6 +14,7 @@ from easi3r.metrics import absolute_trajectory_error, depth_errors, path_length
 from easi3r.pairs import make_pairs
 from easi3r.progress import silent
 from easi3r.structures import AlignedCameras, PairFlow
+from evaluation.pair_predictions import synthetic_predictions
 
 SEEDS = range(6)
 
@@ -43,18 +44,18 @@ def dis_flow(seed: int) -> PairFlow:
 
 
 @cache
-def aligned(seed: int, *, hard: bool, flow: bool = False, masked: bool = True) -> AlignedCameras:
+def aligned(seed: int, *, hard: bool, flow: bool = False, masked: bool = True, method: Any = "fast") -> AlignedCameras:
     clip = world(seed)
     predictions = synthetic_predictions(clip, pairs_of(clip), hard=hard, seed=seed)
     return align(
         predictions,
         len(clip.images),
-        AlignmentSettings(),
+        AlignmentSettings(method=method),
         silent,
         dynamic_mask=clip.dynamic_mask if masked else np.zeros_like(clip.dynamic_mask),
         flow=dis_flow(seed) if flow else None,
     )
 
 
-def path_errors(**variant: bool) -> np.ndarray:
+def path_errors(**variant: Any) -> np.ndarray:
     return np.array([ate(aligned(s, **variant).camera_to_world, world(s).camera_to_world) for s in SEEDS])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from alignment_runs import SEEDS, aligned, ate, pairs_of, path_errors, static_absrel, world
-from pair_predictions import synthetic_predictions
 
 from easi3r.alignment import align
 from easi3r.alignment.initialise import centred_pixels, initialise, weiszfeld_focal
@@ -18,8 +17,9 @@ from easi3r.geometry import invert_rigid, unproject
 from easi3r.metrics import relative_pose_errors
 from easi3r.progress import silent
 from easi3r.structures import AlignedCameras, PairPredictions
+from evaluation.pair_predictions import synthetic_predictions
 
-QUICK = AlignmentSettings(iterations=30)
+QUICK = AlignmentSettings(method="published", iterations=30)
 
 
 def test_easy_noise_leaves_under_15_hundredths_of_a_percent_of_the_path_and_8_per_mille_of_the_depth() -> None:
@@ -70,7 +70,7 @@ def test_align_none_is_the_spanning_tree_start_as_it_is() -> None:
 def test_a_focal_length_per_frame_is_found_where_it_is_not_shared() -> None:
     clip = world(2)
     predictions = synthetic_predictions(clip, pairs_of(clip), hard=False, seed=0)
-    answer = quick(predictions, clip, replace(QUICK, shared_focal=False))
+    answer = quick(predictions, clip, replace(QUICK, focal="per-frame"))
     assert len(np.unique(answer.intrinsics[:, 0, 0])) == 12
     np.testing.assert_allclose(answer.intrinsics[:, 0, 0], clip.intrinsics[:, 0, 0], rtol=0.02)
 

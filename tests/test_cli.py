@@ -113,6 +113,9 @@ def test_flags_win_over_set_which_wins_over_the_file_which_wins_over_defaults(tm
 
 def test_every_option_arrives_through_its_flag(tmp_path, clip, monkeypatch):
     masks = write_images(tmp_path / "masks", np.zeros((3, 48, 64), np.uint8))
+    poses, depth = tmp_path / "poses.npy", tmp_path / "depth.npy"
+    np.save(poses, np.stack([np.eye(4), np.eye(4) + 0.1 * np.eye(4, k=3)]))
+    np.save(depth, np.full((2, 48, 64), 2.0))
     values = {
         "fps": 2.0,
         "stride": 1,
@@ -124,14 +127,21 @@ def test_every_option_arrives_through_its_flag(tmp_path, clip, monkeypatch):
         "passes": 1,
         "evidence": "attention",
         "masks": str(masks),
-        "align": "none",
+        "intrinsics": "60",
+        "camera_to_world": str(poses),
+        "depth": str(depth),
+        "scale_from": "depth",
+        "flow": "dis",
+        "align": "fast",
+        "focal": "per-frame",
+        "camera": "moving",
         "seed": 3,
         "device": "cpu",
         "dtype": "float32",
         "batch_size": 3,
         "memory": 8.0,
     }
-    assert values.keys() == OPTIONS.keys()
+    assert values.keys() == OPTIONS.keys() - {"world_to_camera"}  # poses are given one way
     (masks / "frame_2.png").unlink()  # one mask per frame that is taken
     flags = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
     assert run_cli("run", clip, "-o", tmp_path / "out", *flags) == 0

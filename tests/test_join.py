@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from alignment_runs import ate, pairs_of
-from pair_predictions import synthetic_predictions
 from scipy.spatial.transform import Rotation
 
 from easi3r.alignment import align, join_piece
@@ -16,7 +15,8 @@ from easi3r.demo.worlds import Family, make_world
 from easi3r.pairs import make_pairs
 from easi3r.plan import cut_clip
 from easi3r.progress import silent
-from easi3r.structures import AlignedCameras, PairPredictions
+from easi3r.structures import AlignedCameras, Known, PairPredictions
+from evaluation.pair_predictions import synthetic_predictions
 
 Array = np.ndarray
 
@@ -89,25 +89,16 @@ def test_pieces_are_nearly_as_good_as_one_piece() -> None:
     """60 frames, easy noise: the path's error within 1.3 times that of one piece, and small residuals at the seams."""
     clip = render(make_world(1, Family(num_movers=3, stride=(0.5, 0.5), pan_deg=(20.0, 20.0)), num_frames=60), 48, 32)
     predictions = synthetic_predictions(clip, pairs_of(clip), hard=False, seed=1)
-    settings = AlignmentSettings(flow_weight=0.0, iterations=150)
+    settings = AlignmentSettings()
     one = align(predictions, 60, settings, silent, dynamic_mask=clip.dynamic_mask)
-    whole, end, seams, focal = empty(60, 32, 48), 0, [], None
+    whole, end, seams, known = empty(60, 32, 48), 0, [], Known()
     for piece in cut_clip(60, 24, 10):
         shared, end = max(0, end - piece.start), piece.stop
         part, _ = of_frames(predictions, make_pairs(len(piece), PairSettings()), piece)
         moving = clip.dynamic_mask[piece.start : piece.stop]
-        cameras = align(part, len(piece), settings, silent, dynamic_mask=moving, focal_px=focal)
-        focal = float(cameras.intrinsics[0, 0, 0])
+        cameras = align(part, len(piece), settings, silent, dynamic_mask=moving, known=known.part(range(len(piece))))
+        known = Known(intrinsics=cameras.intrinsics[:1].astype(np.float64).repeat(110, 0))
         seams.append(join_piece(whole, cameras, piece, shared, ~moving[:shared]))
     errors = [ate(cameras.camera_to_world, clip.camera_to_world) for cameras in (one, whole)]
     assert len(seams) > 2 and all(0 < seam < 0.02 for seam in seams[1:])
     assert errors[1] < max(1.3 * errors[0], 5e-4), errors
-
-
-def test_a_known_focal_length_stays(clip: Clip) -> None:
-    pairs = pairs_of(clip)
-    predictions = synthetic_predictions(clip, pairs, hard=False, seed=0)
-    found = align(
-        predictions, 10, AlignmentSettings(iterations=5), silent, dynamic_mask=clip.dynamic_mask, focal_px=40.0
-    )
-    np.testing.assert_allclose(found.intrinsics[:, 0, 0], 40.0, rtol=1e-6)

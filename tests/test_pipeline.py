@@ -218,7 +218,7 @@ def test_align_none_is_the_start_as_it_is(model, n):
 
 def test_alignment_moves_the_start(model, scene):
     start = model.reconstruct(moving_square(), align="none", **QUICK)
-    assert_same_arrays(start, scene, [*MAPS, "images", "dynamic_mask", "confidence"])
+    assert_same_arrays(start, scene, [*MAPS, "images", "dynamic_mask"])
     assert not np.array_equal(start.depth, scene.depth)
 
 

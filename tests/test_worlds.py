@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from pair_predictions import synthetic_predictions
 from scipy.spatial.transform import Rotation
 
 from easi3r.demo.rendering import Clip, observe, render
 from easi3r.demo.worlds import FAMILIES, Family, World, make_world, make_worlds, rotation
 from easi3r.metrics import umeyama
+from evaluation.pair_predictions import synthetic_predictions
 
 Array = NDArray[Any]
 SEEDS = (0, 1, 2)

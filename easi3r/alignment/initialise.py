@@ -178,15 +178,18 @@ def pair_similarities(observations: Observations, world: Tensor, sample: Tensor)
     return rotation, translation, scale
 
 
-def procrustes(source: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def procrustes(
+    source: Tensor, target: Tensor, weight: Tensor, *, with_scale: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rotation, translation, scale of the weighted least-squares similarity from [3, N] onto [3, N].
 
     The identity where nothing has weight or the points do not spread.
     """
     if float(weight.sum()) > 0 and float((source * weight).std()) > 0:
-        rotation, translation, scale = roma.rigid_points_registration(
-            source.T.double(), target.T.double(), weights=weight.double(), compute_scaling=True
+        rotation, translation, *scaling = roma.rigid_points_registration(
+            source.T.double(), target.T.double(), weights=weight.double(), compute_scaling=with_scale
         )
+        scale = scaling[0] if scaling else torch.ones((), dtype=torch.float64)
         if torch.isfinite(rotation).all() and float(scale) > 1e-6:
             return rotation.float(), translation.float(), scale.float()
     return torch.eye(3), torch.zeros(3), torch.ones(())

@@ -50,31 +50,25 @@ def _rotation(quaternion: Tensor) -> Tensor:
     return roma.unitquat_to_rotmat(quaternion / quaternion.norm(dim=1, keepdim=True))  # type: ignore[no-any-return]
 
 
-def align(
+def solve(
     predictions: PairPredictions,
     num_frames: int,
     settings: AlignmentSettings,
     progress: Progress,
     *,
     dynamic_mask: Array,
-    flow: PairFlow | None = None,
-    focal_px: float | None = None,
-    device: torch.device | None = None,
+    flow: PairFlow | None,
+    focal_px: float | None,
+    device: torch.device,
 ) -> AlignedCameras:
-    """Bring all pairs into one world.
-
-    dynamic_mask: [n, H, W] bool, True = moves; these pixels take no part in the flow term.
-    flow: optical flow of the pairs; None leaves the term out.
-    focal_px: the focal length of all frames, held fixed; None: it is solved for.
-    device: where to optimise; None: the CPU.
-    """
+    """See :func:`easi3r.alignment.align`.  focal_px: of all frames, held fixed; None: it is solved for."""
     observations = observe(predictions, num_frames)
     start = initialise(observations, shared_focal=settings.shared_focal, focal_px=focal_px)
     unknowns = Unknowns(start, observations.size, shared_focal=settings.shared_focal)
     unknowns.focal.requires_grad_(focal_px is None)
     if settings.method == "published":
         targets = None if flow is None else flow_targets(flow, dynamic_mask)
-        optimise(unknowns, observations, targets, settings, progress, device or torch.device("cpu"))
+        optimise(unknowns, observations, targets, settings, progress, device)
     return _answer(unknowns, observations)
 
 

@@ -1,0 +1,345 @@
+"""Cameras, focal length and a smooth correction of every depth map: Levenberg-Marquardt on sampled static pixels.
+
+For a directed pair (a, b), a pixel p of a that the flow sees at q in b, and y the point of p in b's camera frame:
+
+- flow: ``project(y) - q`` (MonST3R, equation 5);
+- depth: ``log y_z - log depth_b(q)``: both frames see one surface;
+- pair: where the second camera is, against what the network's points say (:mod:`easi3r.alignment.relative`);
+- what the user knows, and a smooth path if one is asked for.
+
+Each is divided by its scatter, which is measured on the clip as the median of what is left, and weighed as Cauchy's
+distribution has it, so that no term needs a weight by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import roma
+import torch
+from torch import Tensor
+
+from easi3r.alignment.matches import Cameras, Matches, Seen, sample, see
+from easi3r.alignment.normal import BLOCK, BORDER, CENTRE, FOCAL, GRID, KNOT, KNOTS, POSE, SCALE, SHARED_FOCAL, Normal
+from easi3r.alignment.relative import CAUCHY, RelativePoses, cross, projection_jacobian
+from easi3r.structures import Array
+
+ROUNDS, ITERATIONS = 3, 3
+CONVERGED = 1e-7  # radians, world units, logarithms
+PRIOR_TURN, PRIOR_SHARE = np.deg2rad(1.0), 0.01  # one standard deviation of what a weight of 1 says
+LEAST_FLOW_PX, LEAST_DEPTH = 0.02, 1e-5  # scatters below these are not believed
+PATCH_PX = 8  # flow vectors within a square of this side come from one match: they say one thing
+MEDIAN_2, MEDIAN_3 = 1.386, 2.366  # of chi-squared with so many degrees of freedom
+
+
+@dataclass(frozen=True)
+class State:
+    """The unknowns."""
+
+    rotation: Tensor  # [n, 3, 3] float64 camera to world
+    translation: Tensor  # [n, 3] float64
+    log_focal: Tensor  # [n] float64, change of the focal length
+    correction: Tensor  # [n, G] float64, of the log depth at the knots
+    log_scale: float  # of the world against the pairs' common unit
+    centre: Tensor  # [2] float64 pixels, change of the principal point
+
+    @classmethod
+    def at(cls, rotation: Tensor, translation: Tensor) -> State:
+        """Cameras with depth and focal length as they are."""
+        n, kind = len(rotation), torch.float64
+        return cls(
+            rotation,
+            translation,
+            torch.zeros(n, dtype=kind),
+            torch.zeros(n, KNOTS, dtype=kind),
+            0.0,
+            torch.zeros(2, dtype=kind),
+        )
+
+    def moved(self, step: Array, border: Array) -> State:
+        """After a step of :class:`Normal`; poses move in their own frames."""
+        own = torch.from_numpy(step)
+        return State(
+            rotation=self.rotation @ roma.rotvec_to_rotmat(own[:, :3]),
+            translation=self.translation + (self.rotation @ own[:, 3:6, None])[..., 0],
+            log_focal=self.log_focal + own[:, FOCAL] + float(border[SHARED_FOCAL]),
+            correction=self.correction + own[:, KNOT],
+            log_scale=self.log_scale + float(border[SCALE]),
+            centre=self.centre + torch.from_numpy(border[CENTRE]),
+        )
+
+
+@dataclass(frozen=True)
+class Scatters:
+    """Standard deviations of the terms."""
+
+    correction: float  # of the log depth at a knot
+    flow_px: float = 1.0
+    log_depth: float = 0.05
+    turn: float = 0.05  # of the pairs' relative rotations, radians, beyond what their pixels say
+    shift: float = 0.05  # of the pairs' relative translations, world units, beyond what their pixels say
+
+
+@dataclass(frozen=True)
+class Beliefs:
+    """What the user said, as normal distributions; a precision (1 / variance) of 0 says nothing."""
+
+    rotation: Tensor  # [n, 3, 3] float64
+    translation: Tensor  # [n, 3]
+    pose_precision: Tensor  # [n, 6] of rotation (radians) and translation (world units), in the camera's own frame
+    log_focal: Tensor  # [n] change against the start
+    focal_precision: Tensor  # [n]
+    centre_precision: float  # of the principal point at the start, pixels^-2
+    path_precision: float  # of changes of velocity, in units of PRIOR_TURN and Problem.unit
+
+    @classmethod
+    def none(cls, n: int, focal_precision: Tensor, centre_precision: float, path_precision: float) -> Beliefs:
+        """Nothing about the poses."""
+        eye = torch.eye(3, dtype=torch.float64).expand(n, 3, 3)
+        zeros = torch.zeros(n, 6, dtype=torch.float64)
+        return cls(eye, zeros[:, :3], zeros, zeros[:, 0], focal_precision, centre_precision, path_precision)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What stays while the unknowns move."""
+
+    size: tuple[int, int]
+    focal: Tensor  # [n, 2] float64 pixels at the start, along x and y
+    centre: Tensor  # [n, 2] float64 pixels
+    log_depth: Tensor  # [n, N] float32 in the pairs' common unit
+    scaled: Tensor  # [n] float32: 0 for frames whose depth is known and has the world's unit already, else 1
+    pairs: Tensor  # [P, 2]
+    relative: RelativePoses
+    log_scale: Tensor  # [P] float64, of the pairs
+    matches: list[Matches]  # none where there is no flow
+    beliefs: Beliefs
+    free: Array  # [n, BLOCK] bool
+    border_free: Array  # [BORDER] bool
+    unit: float  # world units that PRIOR_SHARE of the median depth is
+    ignore_px: float
+    per_frame: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.focal)
+
+    def cameras(self, state: State) -> Cameras:
+        focal = self.focal * state.log_focal.exp()[:, None]
+        return Cameras(state.rotation, state.translation, focal, self.centre + state.centre)
+
+    # --- flow and depth ----------------------------------------------------------------------------------------------
+
+    def seen(self, matches: Matches, state: State) -> tuple[Seen, Tensor, Tensor]:
+        """And the knots' weights [M, G] at the pixels and [k, M, G] where the flow ends."""
+        frame, second = matches.frame, matches.second
+        if frame not in self.per_frame:  # what each iteration needs again
+            maps = self.log_depth[second].unflatten(1, self.size)
+            self.per_frame[frame] = self.log_depth[frame, matches.chosen], sample(maps, matches.target)
+        log_depth, other = self.per_frame[frame]
+        here, there = knot_weights(matches.pixel, self.size), knot_weights(matches.target, self.size)
+        scale = self.scaled * state.log_scale
+        log_depth = log_depth + here @ state.correction[frame].float() + scale[frame]
+        other = other + (there @ state.correction[second].float()[..., None])[..., 0] + scale[second, None]
+        return see(matches, self.cameras(state), log_depth, other, self.ignore_px), here, there
+
+    def add_matches(self, normal: Normal, state: State, scatters: Scatters) -> float:
+        cost = 0.0
+        scatter = torch.tensor([scatters.flow_px, scatters.flow_px, scatters.log_depth])
+        for matches in self.matches:
+            seen, here, there = self.seen(matches, state)
+            independent = min(1.0, self.size[0] * self.size[1] / PATCH_PX**2 / len(matches.chosen))
+            standard = seen.residual / scatter[:, None]
+            squares = torch.stack([standard[:, :2].square().sum(dim=1), standard[:, 2].square()], dim=1)
+            squares = torch.where(seen.usable[:, None], squares, 0.0) / CAUCHY**2
+            cost += 0.5 * independent * CAUCHY**2 * float(squares.log1p().sum())
+            robust = independent * seen.usable[:, None] / (1 + squares)  # [k, 2, M]
+            weight = (robust[:, [0, 0, 1]] / scatter[:, None].square()).flatten(1)
+            jacobian = self.jacobian_of_matches(matches, seen, here, there).transpose(1, 2).flatten(2)
+            weighted = jacobian * weight[:, None]
+            hessian = (weighted @ jacobian.mT).double().numpy()
+            gradient = (weighted @ seen.residual.flatten(1)[..., None])[..., 0].double().numpy()
+            for row, second in enumerate(matches.second.tolist()):
+                normal.add((matches.frame, second), hessian[row], gradient[row])
+        return cost
+
+    def jacobian_of_matches(self, matches: Matches, seen: Seen, here: Tensor, there: Tensor) -> Tensor:
+        """[k, 3, 2 BLOCK + BORDER, M] of the first frame's unknowns, the second's, the border's."""
+        frame, second = matches.frame, matches.second
+        (k, _, count), focal = seen.residual.shape, seen.focal
+        jacobian = seen.residual.new_zeros(k, 3, 2 * BLOCK + BORDER, count)
+        first, other, border = jacobian[:, :, :BLOCK], jacobian[:, :, BLOCK : 2 * BLOCK], jacobian[:, :, 2 * BLOCK :]
+        # a small turn and move of the point in the second camera's frame, and there the camera's own, the other way
+        of_point = seen.residual.new_zeros(k, 3, 6, count)
+        of_point[:, :2] = projection_jacobian(seen.image, seen.inverse_z, focal[second])
+        of_point[:, 2, 0], of_point[:, 2, 1], of_point[:, 2, 5] = seen.image[:, 1], -seen.image[:, 0], seen.inverse_z
+        other[:, :, POSE] = -of_point
+        of_move = of_point[:, :, 3:]
+        carried = torch.einsum("krcm,kcd->krdm", of_move, seen.turn)  # by a move in the first camera's frame
+        cx, cy, cz = carried.unbind(dim=2)
+        x, y, z = seen.point
+        first[:, :, POSE] = torch.stack([cz * y - cy * z, cx * z - cz * x, cy * x - cx * y, cx, cy, cz], dim=2)
+        of_depth = (of_move * seen.turned[:, None]).sum(dim=2)
+        first[:, :, KNOT] = of_depth[:, :, None] * here.T
+        other[:, 2, KNOT] = -there.mT
+        border[:, :, SCALE] = of_depth * self.scaled[frame]
+        border[:, 2, SCALE] -= self.scaled[second, None]
+        first[:, :, FOCAL] = -(cx * x + cy * y)  # a longer focal length brings the point nearer to the axis
+        other[:, :2, FOCAL] = focal[second][..., None] * seen.image
+        border[:, :, SHARED_FOCAL] = first[:, :, FOCAL] + other[:, :, FOCAL]
+        border[:, :, CENTRE] = -carried[:, :, :2] * z / focal[frame][:, None]
+        border[:, :2, CENTRE] += torch.eye(2)[..., None]
+        return jacobian
+
+    # --- what the pairs say of their cameras -------------------------------------------------------------------------
+
+    def pair_residuals(self, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[P, 6] rotation vector and translation of the second camera against what its pair says, in its own frame.
+
+        And the relative pose at ``state``, [P, 3, 3] and [P, 3], and what the pair says of the translation [P, 3].
+        """
+        a, b = self.pairs.T
+        to_first = state.rotation[a].mT
+        turn = to_first @ state.rotation[b]
+        shift = (to_first @ (state.translation[b] - state.translation[a])[..., None])[..., 0]
+        said = self.relative.translation * (self.log_scale + state.log_scale).exp()[:, None]
+        back = self.relative.rotation.mT
+        away = (back @ (shift - said)[..., None])[..., 0]
+        return torch.cat([roma.rotmat_to_rotvec(back @ turn), away], dim=1), turn, shift, said
+
+    def pair_covariance(self, state: State) -> tuple[Tensor, Tensor]:
+        """[P, 6, 6] of a pair's relative pose in world units, as its own pixels have it; [P] bool: there is one."""
+        unit = torch.ones(len(self.pairs), 6, dtype=torch.float64)
+        unit[:, 3:] = (self.log_scale + state.log_scale).exp()[:, None]
+        information = self.relative.information
+        size = information.diagonal(dim1=1, dim2=2)
+        known = (size.amin(dim=1) > 0) & (self.pairs[:, 0] != self.pairs[:, 1])
+        information = torch.where(known[:, None, None], information + 1e-9 * torch.diag_embed(size), torch.eye(6))
+        return torch.linalg.inv(information) * unit[:, :, None] * unit[:, None, :], known
+
+    def add_pairs(self, normal: Normal, state: State, scatters: Scatters) -> float:
+        residual, turn, shift, said = self.pair_residuals(state)
+        covariance, known = self.pair_covariance(state)
+        beyond = torch.tensor([scatters.turn**2] * 3 + [scatters.shift**2] * 3, dtype=torch.float64)
+        precision = torch.linalg.inv(covariance + torch.diag(beyond)) * known[:, None, None]
+        limit = 6 * CAUCHY**2  # the six numbers of a pair stand or fall together
+        squares = torch.einsum("pi,pij,pj->p", residual, precision, residual) / limit
+        back = self.relative.rotation.mT
+        jacobian = torch.zeros(len(turn), 6, 2 * BLOCK + BORDER, dtype=torch.float64)
+        jacobian[:, :3, :3] = -turn.mT
+        jacobian[:, 3:, :3] = back @ cross(shift)
+        jacobian[:, 3:, 3:6] = -back
+        jacobian[:, :3, BLOCK : BLOCK + 3] = torch.eye(3)
+        jacobian[:, 3:, BLOCK + 3 : BLOCK + 6] = back @ turn
+        jacobian[:, 3:, 2 * BLOCK + SCALE] = -(back @ said[..., None])[..., 0]
+        weighted = jacobian.mT @ (precision / (1 + squares)[:, None, None])
+        hessian, gradient = (weighted @ jacobian).numpy(), (weighted @ residual[..., None])[..., 0].numpy()
+        for row in known.nonzero()[:, 0].tolist():
+            normal.add(self.pairs[row].tolist(), hessian[row], gradient[row])
+        return 0.5 * limit * float(squares.log1p().sum())
+
+    # --- what is believed beforehand ---------------------------------------------------------------------------------
+
+    def add_beliefs(self, normal: Normal, state: State, scatters: Scatters) -> float:
+        beliefs, n = self.beliefs, self.num_frames
+        turned = roma.rotmat_to_rotvec(beliefs.rotation.mT @ state.rotation)
+        away = (state.rotation.mT @ (state.translation - beliefs.translation)[..., None])[..., 0]
+        residual, precision = torch.zeros(2, n, BLOCK, dtype=torch.float64)
+        residual[:, POSE], precision[:, POSE] = torch.cat([turned, away], dim=1), beliefs.pose_precision
+        residual[:, KNOT], precision[:, KNOT] = state.correction, 1 / scatters.correction**2
+        residual[:, FOCAL], precision[:, FOCAL] = state.log_focal - beliefs.log_focal, beliefs.focal_precision
+        for frame in range(n):
+            hessian = np.zeros((BLOCK + BORDER, BLOCK + BORDER))
+            np.fill_diagonal(hessian, precision[frame].numpy())
+            gradient = np.append((precision * residual)[frame].numpy(), np.zeros(BORDER))
+            shared = BLOCK + SHARED_FOCAL  # the border's focal length moves that of every frame
+            hessian[[FOCAL, shared, shared], [shared, FOCAL, shared]] = hessian[FOCAL, FOCAL]
+            gradient[shared] = gradient[FOCAL]
+            normal.add([frame], hessian, gradient)
+        centre = beliefs.centre_precision * np.asarray(state.centre)
+        normal.border_gradient[CENTRE] += centre
+        normal.corner[CENTRE, CENTRE] += beliefs.centre_precision * np.eye(2)
+        return 0.5 * float((precision * residual.square()).sum() + (centre * state.centre.numpy()).sum())
+
+    def add_path(self, normal: Normal, state: State) -> float:
+        """Changes of velocity and of turning, in the world and in the camera's frame."""
+        if self.beliefs.path_precision == 0 or self.num_frames < 3:
+            return 0.0
+        turn = state.rotation[:-1].mT @ state.rotation[1:]
+        step = roma.rotmat_to_rotvec(turn)
+        place = state.translation
+        residual = torch.cat([step[:-1] - step[1:], place[:-2] - 2 * place[1:-1] + place[2:]], dim=1)
+        jacobian = torch.zeros(self.num_frames - 2, 6, 3 * BLOCK, dtype=torch.float64)
+        before, now, after = (jacobian[:, :, i * BLOCK : i * BLOCK + 6] for i in range(3))
+        before[:, :3, :3], before[:, 3:, 3:] = -turn[:-1].mT, state.rotation[:-2]
+        now[:, :3, :3], now[:, 3:, 3:] = torch.eye(3) + turn[1:].mT, -2 * state.rotation[1:-1]
+        after[:, :3, :3], after[:, 3:, 3:] = -torch.eye(3), state.rotation[2:]
+        unit = torch.tensor([PRIOR_TURN**-2] * 3 + [self.unit**-2] * 3, dtype=torch.float64)
+        weighted = jacobian.mT * (self.beliefs.path_precision * unit)
+        hessian, gradient = (weighted @ jacobian).numpy(), (weighted @ residual[..., None])[..., 0].numpy()
+        for i in range(self.num_frames - 2):
+            normal.add([i, i + 1, i + 2], hessian[i], gradient[i])
+        return 0.5 * self.beliefs.path_precision * float((unit * residual.square()).sum())
+
+    # --- all of it ---------------------------------------------------------------------------------------------------
+
+    def linearised(self, state: State, scatters: Scatters) -> tuple[Normal, float]:
+        """The normal equations at ``state`` and the cost there."""
+        normal = Normal(self.num_frames)
+        cost = self.add_matches(normal, state, scatters) + self.add_pairs(normal, state, scatters)
+        return normal, cost + self.add_beliefs(normal, state, scatters) + self.add_path(normal, state)
+
+    def measured(self, state: State, scatters: Scatters) -> Scatters:
+        """The scatters of what is left at ``state``."""
+        residual, *_ = self.pair_residuals(state)
+        covariance, known = self.pair_covariance(state)
+        if known.any():
+            count = int(known.sum())
+            freedom = count / max(count - self.num_frames + 1, 1)
+
+            def beyond(part: slice) -> float:
+                left = freedom * float(residual[known, part].square().sum(dim=1).median()) / MEDIAN_3
+                own = float(covariance[known, part, part].diagonal(dim1=1, dim2=2).mean(dim=1).median())
+                return float(max(left - 1.5 * own, 1e-14) ** 0.5)
+
+            scatters = replace(scatters, turn=beyond(slice(0, 3)), shift=beyond(slice(3, 6)))
+        if self.matches:
+            seen = [self.seen(matches, state)[0] for matches in self.matches]
+            flow = torch.cat([s.residual[:, :2].square().sum(dim=1)[s.usable] for s in seen])
+            depth = torch.cat([s.residual[:, 2].abs()[s.usable] for s in seen])
+            if len(flow):
+                scatters = replace(
+                    scatters,
+                    flow_px=max(float((flow.median() / MEDIAN_2).sqrt()), LEAST_FLOW_PX),
+                    log_depth=max(1.4826 * float(depth.median()), LEAST_DEPTH),
+                )
+        return scatters
+
+
+def adjust(problem: Problem, state: State, scatters: Scatters) -> tuple[State, Scatters]:
+    """Levenberg-Marquardt; between its rounds the scatters are measured anew."""
+    for _ in range(ROUNDS):
+        scatters = problem.measured(state, scatters)
+        (normal, cost), damping = problem.linearised(state, scatters), 1e-6
+        for _ in range(ITERATIONS):
+            steps = normal.solve(problem.free, problem.border_free, damping)
+            tried = state.moved(*steps)
+            found, new_cost = problem.linearised(tried, scatters)
+            if not new_cost <= cost:
+                damping = max(100 * damping, 1e-4)
+                continue
+            state, normal, cost, damping = tried, found, new_cost, damping / 10
+            if max(float(np.abs(part).max()) for part in steps) < CONVERGED:
+                break
+    return state, scatters
+
+
+def knot_weights(pixel: Tensor, size: tuple[int, int]) -> Tensor:
+    """[..., 2] (x, y) -> [..., G]: bilinear weights of the knots, which span the image."""
+    (height, width), (rows, columns) = size, GRID
+    x = pixel[..., 0] * ((columns - 1) / max(width - 1, 1))
+    y = pixel[..., 1] * ((rows - 1) / max(height - 1, 1))
+    along_x = (1 - (x[..., None] - torch.arange(columns)).abs()).clamp(min=0)
+    along_y = (1 - (y[..., None] - torch.arange(rows)).abs()).clamp(min=0)
+    return (along_y[..., :, None] * along_x[..., None, :]).flatten(-2)

@@ -1,0 +1,48 @@
+"""Every depth by itself, once the cameras stand: one unknown per pixel, a few steps in closed form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from easi3r.alignment.bundle import Scatters
+from easi3r.alignment.matches import Cameras, FlowField, sample, see
+from easi3r.alignment.relative import CAUCHY, projection_jacobian
+
+STEPS = 3
+
+
+def refined(
+    flow: FlowField,
+    cameras: Cameras,
+    log_depth: Tensor,
+    log_depth_scatter: Tensor,
+    scatters: Scatters,
+    ignore_px: float,
+) -> Tensor:
+    """[n, N] log depth, from what the pairs say, where the flow sees each pixel, and the depth that is there.
+
+    log_depth: [n, N] from the pairs.  log_depth_scatter: [n] its standard deviation, pixel by pixel.
+    Newton's steps on the terms of :mod:`easi3r.alignment.bundle`; all frames start from the same maps.
+    """
+    better = log_depth.clone()
+    everywhere = torch.arange(log_depth.shape[1])
+    scatter = torch.tensor([scatters.flow_px, scatters.flow_px, scatters.log_depth])[:, None]
+    for frame in range(len(log_depth)):
+        matches = flow.matches(frame, everywhere)
+        other = sample(log_depth[matches.second].unflatten(1, flow.size), matches.target)
+        prior = 1 / float(log_depth_scatter[frame]) ** 2
+        for _ in range(STEPS):
+            seen = see(matches, cameras, better[frame], other, ignore_px)
+            of_flow = projection_jacobian(seen.image, seen.inverse_z, seen.focal[matches.second])[:, :, 3:]
+            slope = torch.cat(
+                [(of_flow * seen.turned[:, None]).sum(dim=2), (seen.inverse_z * seen.turned[:, 2])[:, None]], dim=1
+            )
+            standard = seen.residual / scatter
+            squares = torch.stack([standard[:, :2].square().sum(dim=1), standard[:, 2].square()], dim=1)
+            weight = seen.usable[:, None] / (1 + squares / CAUCHY**2)
+            weight = weight[:, [0, 0, 1]] / scatter.square()
+            gradient = prior * (better[frame] - log_depth[frame]) + (weight * slope * seen.residual).sum(dim=(0, 1))
+            curvature = prior + (weight * slope.square()).sum(dim=(0, 1))
+            better[frame] -= (gradient / curvature).clamp(-0.5, 0.5)
+    return better

@@ -1,0 +1,161 @@
+"""Where the second camera of each pair stands in the frame of its first: PnP on what the network says of the second.
+
+Only pixels, rays and one pair at a time are needed: no world, no depth of other frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import roma
+import torch
+from torch import Tensor
+
+from easi3r.structures import PairPredictions
+
+START_POINTS = 2000  # of the Procrustes start
+STEPS = (4, 4, 4, 4, 4, 1, 1)  # Gauss-Newton on every so manieth pixel
+CAUCHY = 2.385  # standard deviations at which a residual's weight is halved: 95 % efficient for normal noise
+LEAST_SCATTER_PX = 1e-3  # lest predictions without noise divide by 0
+
+
+@dataclass(frozen=True)
+class RelativePoses:
+    """One per directed pair; translations are in the unit of the pair's own points."""
+
+    rotation: Tensor  # [P, 3, 3] float64, second camera's frame to the first's
+    translation: Tensor  # [P, 3] float64
+    information: Tensor  # [P, 6, 6] float64 inverse covariance of (rotation, translation), in the second camera's frame
+
+
+def relative_poses(
+    predictions: PairPredictions, rays: Tensor, focal_px: Tensor, static: Tensor, sample: Tensor
+) -> RelativePoses:
+    """Robust reprojection of the second view's points into the second camera, by Gauss-Newton, all pairs alike.
+
+    rays: [n, 3, N] through the pixels, z = 1.  focal_px: [n, 2] along x and y.  static: [n, N] bool; the pixels that
+    count.  sample: [M] which of the N pixels are looked at.
+    """
+    pairs = torch.from_numpy(predictions.pairs)
+    found = [
+        _of_first_frame(predictions, rows, pairs, rays, focal_px, static, sample)
+        for rows in (pairs[:, 0] == frame for frame in range(len(rays)))
+        if rows.any()
+    ]
+    order = torch.argsort(torch.argsort(pairs[:, 0], stable=True), stable=True)
+    return RelativePoses(*(torch.cat(parts)[order] for parts in zip(*found, strict=True)))
+
+
+def _of_first_frame(
+    predictions: PairPredictions,
+    rows: Tensor,
+    pairs: Tensor,
+    rays: Tensor,
+    focal_px: Tensor,
+    static: Tensor,
+    sample: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    index, second = rows.nonzero()[:, 0], pairs[rows, 1]
+    points, weight = read_view(predictions, "second", index, sample)
+    still = static[second][:, sample]
+    weight = torch.where(still.float().mean(dim=1, keepdim=True) > 0.1, weight * still, weight)
+    start = sample[:: max(1, len(sample) // START_POINTS)]
+    thin = slice(None, None, max(1, len(sample) // START_POINTS))
+    own = torch.stack([_own_view(predictions, pairs, int(b), start) for b in second])
+    rotation, translation = registered(own, points[..., thin], weight[:, thin])
+    rays, focal = rays[second][..., sample], focal_px[second]
+    return refine(rotation, translation, points, weight, rays, focal)
+
+
+def read_view(predictions: PairPredictions, view: str, index: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """Points [k, 3, M] and weights [k, M] = log(confidence) of some pairs; 0 where a point is not finite."""
+    points = getattr(predictions, f"points_{view}").flatten(1, 2)[index][:, sample]
+    weight = getattr(predictions, f"confidence_{view}").flatten(1)[index][:, sample].float().log()
+    points = points.float().transpose(1, 2)
+    usable = points.isfinite().all(dim=1) & weight.isfinite()
+    return torch.where(usable[:, None], points, 0.0), torch.where(usable, weight.clamp(min=1e-6), 0.0)
+
+
+def _own_view(predictions: PairPredictions, pairs: Tensor, frame: int, sample: Tensor) -> Tensor:
+    """[3, M] a frame's points in its own camera's frame, from a pair that it begins."""
+    index = (pairs[:, 0] == frame).nonzero()[:1, 0]
+    return read_view(predictions, "first", index, sample)[0][0]
+
+
+def registered(source: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotation [k, 3, 3] and translation [k, 3] of the similarity from [k, 3, M] onto [k, 3, M], least distances."""
+    reweighted = weight
+    for _ in range(4):
+        rotation, translation, scale = roma.rigid_points_registration(
+            source.mT, target.mT, weights=reweighted.clamp(min=1e-12), compute_scaling=True
+        )
+        residual = target - scale[:, None, None] * rotation @ source - translation[..., None]
+        distance = residual.square().sum(dim=1).sqrt()
+        reweighted = weight / distance.clamp(min=1e-3 * float(distance.median()) + 1e-9)
+    usable = rotation.isfinite().flatten(1).all(dim=1) & translation.isfinite().all(dim=1)
+    rotation = torch.where(usable[:, None, None], rotation, torch.eye(3).to(rotation))
+    return rotation, torch.where(usable[:, None], translation, 0.0)
+
+
+def refine(
+    rotation: Tensor, translation: Tensor, points: Tensor, weight: Tensor, rays: Tensor, focal: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gauss-Newton on the reprojection of points [k, 3, M] to rays [k, 3, M], with Cauchy's weights."""
+    k = len(points)
+    rotation, translation = rotation.double(), translation.double()
+    information = torch.zeros(k, 6, 6, dtype=torch.float64)
+    identity = torch.eye(6, dtype=torch.float64)
+    every = points, weight, rays
+    for stride in STEPS:
+        points, weight, rays = (x[..., ::stride] if x.shape[-1] > 16 * stride else x for x in every)
+        seen = rotation.mT.float() @ (points - translation.float()[..., None])
+        inverse_z = torch.where(seen[:, 2] > 1e-6, 1 / seen[:, 2], 0.0)
+        image = seen[:, :2] * inverse_z[:, None]
+        residual = focal[..., None] * (image - rays[:, :2])
+        usable = (weight > 0) & (inverse_z > 0)
+        squares = torch.where(usable, residual.square().sum(dim=1), 0.0)
+        scatter = robust_scatter(squares, usable)
+        robust = usable * weight / (1 + squares / (CAUCHY * scatter[:, None]) ** 2)
+        jacobian = projection_jacobian(image, inverse_z, focal)  # [k, 2, 6, M] of a motion of the point
+        jacobian = -jacobian.transpose(1, 2).flatten(2)  # the camera's own motion moves points the other way
+        weighted = jacobian * robust.repeat(1, 2)[:, None]
+        normal = (weighted @ jacobian.mT).double()
+        gradient = (weighted @ residual.flatten(1)[..., None])[..., 0].double()
+        size = normal.diagonal(dim1=1, dim2=2)
+        damped = normal + torch.diag_embed(1e-9 * size + 1e-12) + 1e-12 * identity
+        step = torch.linalg.solve(damped, -gradient)
+        step = torch.where(step.isfinite().all(dim=1, keepdim=True) & (size > 0).all(dim=1, keepdim=True), step, 0.0)
+        step = step * (0.5 / step[:, :3].norm(dim=1, keepdim=True)).clamp(max=1.0)  # half a radian at most
+        translation = translation + (rotation @ step[:, 3:, None])[..., 0]
+        rotation = rotation @ roma.rotvec_to_rotmat(step[:, :3])
+        mean_weight = (weight.sum(dim=1) / usable.sum(dim=1).clamp(min=1)).clamp(min=1e-12)
+        information = normal / (scatter**2 * mean_weight).double()[:, None, None]
+    return rotation, translation, information
+
+
+def robust_scatter(squares: Tensor, usable: Tensor) -> Tensor:
+    """[k] standard deviation per axis of 2-vectors with these squared lengths [k, M], from their median."""
+    thin = slice(None, None, max(1, squares.shape[1] // 2000))
+    median = torch.where(usable, squares, torch.nan)[:, thin].nanmedian(dim=1).values
+    return (median / 1.386).sqrt().nan_to_num(LEAST_SCATTER_PX).clamp(min=LEAST_SCATTER_PX)
+
+
+def projection_jacobian(image: Tensor, inverse_z: Tensor, focal: Tensor) -> Tensor:
+    """[..., 2, 6, M] change of the pixel with a small motion (rotation vector, translation) of the point.
+
+    image: [..., 2, M] (x, y) / z of the point.  inverse_z: [..., M].  focal: [..., 2].
+    """
+    x, y = image.unbind(dim=-2)
+    zero = torch.zeros_like(x)
+    of_x = torch.stack([-x * y, 1 + x * x, -y, inverse_z, zero, -x * inverse_z], dim=-2)
+    of_y = torch.stack([-1 - y * y, x * y, x, zero, inverse_z, -y * inverse_z], dim=-2)
+    jacobian: Tensor = torch.stack([of_x, of_y], dim=-3) * focal[..., :, None, None]
+    return jacobian
+
+
+def cross(vector: Tensor) -> Tensor:
+    """[..., 3] -> [..., 3, 3] with ``cross(v) @ w = v x w``."""
+    x, y, z = vector.unbind(-1)
+    zero = torch.zeros_like(x)
+    matrix: Tensor = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+    return matrix
