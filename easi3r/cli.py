@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from easi3r._version import __version__
 from easi3r.config import OPTIONS, FrameSettings, Settings, get_setting, load_settings
-from easi3r.errors import ConfigError, Easi3RError, nearest_name
+from easi3r.errors import ConfigError, Easi3RError, QualityError, nearest_name
 
 if TYPE_CHECKING:
     from easi3r.scene import Motion
@@ -83,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     clip.add_argument(
         "--set", metavar="A.B=C", action="append", default=[], help="one setting, such as pairs.graph=complete"
     )
+    clip.add_argument("--strict", action="store_true", help="exit code 1 if the verdict on the result is 'bad'")
     for name, path in OPTIONS.items():
         default = get_setting(Settings(), path)
         text = HELP[name] + ("" if default is None else f" (default: {default})")
@@ -167,6 +168,9 @@ def _work(options: argparse.Namespace, settings: Settings) -> None:
     act = model.segment if options.command == "segment" else model.reconstruct
     result = act(options.input, config=settings, progress=not options.quiet)
     _finish(result, options)
+    quality = result.meta.get("quality", {})
+    if options.strict and quality.get("verdict") == "bad":
+        raise QualityError(f"The result was written, but is bad: {' '.join(quality['reasons'])}")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -208,6 +212,11 @@ def _finish(result: Motion, options: argparse.Namespace) -> None:
     )
     if "scale" in result.meta:
         print(f"cameras and depth are {result.meta['scale']}")
+    if "quality" in result.meta:
+        quality = result.meta["quality"]
+        print(f"verdict without ground truth: {quality['verdict']}")
+        for sentence in (*quality["reasons"], *quality["not_checked"]):
+            print(f"  {sentence}")
     print(f"wrote {folder}: scene.json says what each file is; look at images/ and dynamic_mask/ first")
 
 

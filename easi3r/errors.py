@@ -26,6 +26,10 @@ class OutputError(Easi3RError):
     """The result cannot be written where it was asked for, or a saved result cannot be read."""
 
 
+class QualityError(Easi3RError):
+    """--strict: the result is written, but its verdict is 'bad'."""
+
+
 class MissingExtraError(Easi3RError):
     """An optional package is needed and absent; the message says how to install it."""
 

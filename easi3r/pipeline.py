@@ -39,6 +39,7 @@ from easi3r.plan import Plan, make_plan, smaller
 from easi3r.pose_direction import check_direction, pairs_to_check
 from easi3r.precision import choose_dtype, in_precision
 from easi3r.progress import Progress
+from easi3r.quality import judge, measure
 from easi3r.scale import Distance, read_scale, with_distance
 from easi3r.scene import Motion, Scene
 from easi3r.structures import Array, AttentionMaps, DynamicMasks, Frames, Known, PairPredictions
@@ -84,6 +85,8 @@ def run(
     meta = describe(frames, checkpoint, settings, network, clock) | {"pieces": whole.notes}
     if whole.cameras is None:
         return Motion(**moved, meta=meta)
+    seams = [note["seam_residual"] for note in whole.notes if "seam_residual" in note]
+    meta["quality"] = judge(whole.measured, whole.cameras, whole.masks.mask, seams=seams)
     metric = distance is not None or known.poses_set_the_scale or known.depth_sets_the_scale
     cameras = whole.cameras if distance is None else with_distance(whole.cameras, distance)
     return Scene(
@@ -212,6 +215,7 @@ class Job:
                 uses=uses,
                 device=self.network.device,
             )
+            whole.measured.append(measure(cameras, masks.mask, flow, pairs, start=piece.start))
             confidence = clean_confidence(**vars(cameras), dynamic_mask=masks.mask, pairs=pairs)
             cameras = dataclasses.replace(cameras, confidence=confidence)
             whole.write_cameras(cameras, piece, shared, ~masks.mask[:shared], known, uses)

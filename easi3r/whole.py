@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from easi3r.alignment import join_piece, later_half
 from easi3r.config import KnownSettings, Settings
+from easi3r.quality import Measurements
 from easi3r.structures import AlignedCameras, Array, AttentionMaps, DynamicMasks, Known
 
 
@@ -19,7 +20,8 @@ class Whole:
     masks: DynamicMasks
     attention: AttentionMaps
     cameras: AlignedCameras | None
-    notes: list[dict[str, Any]]  # for ``meta``, one per piece
+    notes: list[dict[str, Any]] = field(default_factory=list)  # for ``meta``, one per piece
+    measured: list[Measurements] = field(default_factory=list)  # for the verdict, one per piece
 
     @classmethod
     def empty(cls, size: tuple[int, int, int], patch_size: int, *, with_cameras: bool) -> Whole:
@@ -34,7 +36,7 @@ class Whole:
                 confidence=np.zeros(size, np.float32),
             )
         masks = DynamicMasks(np.zeros(size, np.float32), np.zeros(size, bool), None)
-        return cls(masks, AttentionMaps(*(np.zeros(tokens, np.float32) for _ in range(5))), cameras, [])
+        return cls(masks, AttentionMaps(*(np.zeros(tokens, np.float32) for _ in range(5))), cameras)
 
     def write_motion(self, masks: DynamicMasks, attention: AttentionMaps, piece: range, shared: int) -> None:
         target, fresh = later_half(piece, shared)

@@ -1,12 +1,17 @@
-"""``python -m evaluation benchmark | synthetic``: see each module's --help."""
+"""``python -m evaluation alignment | benchmark | synthetic | verdict``: see each module's --help."""
 
 from __future__ import annotations
 
 import sys
 
-from evaluation import benchmark, synthetic
+from evaluation import alignment, benchmark, synthetic, verdict
 
-COMMANDS = {"benchmark": benchmark.main, "synthetic": synthetic.main}
+COMMANDS = {
+    "alignment": alignment.main,
+    "benchmark": benchmark.main,
+    "synthetic": synthetic.main,
+    "verdict": verdict.main,
+}
 
 
 def main() -> int:

@@ -7,8 +7,8 @@ For a directed pair (a, b), a pixel p of a that the flow sees at q in b, and y t
 - pair: where the second camera is, against what the network's points say (:mod:`easi3r.alignment.relative`);
 - what the user knows, and a smooth path if one is asked for.
 
-Each is divided by its scatter, which is measured on the clip as the median of what is left, and weighed as Cauchy's
-distribution has it, so that no term needs a weight by hand.
+Each is divided by its scatter, which is measured on the clip as the median of what is left, and its outliers count for
+little (Geman and McClure, Cauchy), so that no term needs a weight by hand.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import roma
 import torch
 from torch import Tensor
 
+from easi3r.alignment.lens import Lenses
 from easi3r.alignment.matches import Cameras, Matches, Seen, sample, see
 from easi3r.alignment.normal import BLOCK, BORDER, CENTRE, FOCAL, GRID, KNOT, KNOTS, POSE, SCALE, SHARED_FOCAL, Normal
-from easi3r.alignment.relative import CAUCHY, RelativePoses, cross, projection_jacobian
+from easi3r.alignment.relative import CUTOFF, RelativePoses, cross, projection_jacobian
 from easi3r.structures import Array
 
 ROUNDS, ITERATIONS = 3, 3
@@ -78,7 +79,7 @@ class Scatters:
     flow_px: float = 1.0
     log_depth: float = 0.05
     turn: float = 0.05  # of the pairs' relative rotations, radians, beyond what their pixels say
-    shift: float = 0.05  # of the pairs' relative translations, world units, beyond what their pixels say
+    shift: float = 0.05  # of the pairs' relative translations, their common unit, beyond what their pixels say
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,12 @@ class Beliefs:
     path_precision: float  # of changes of velocity, in units of PRIOR_TURN and Problem.unit
 
     @classmethod
-    def none(cls, n: int, focal_precision: Tensor, centre_precision: float, path_precision: float) -> Beliefs:
+    def of_lenses(cls, lens: Lenses, path_precision: float) -> Beliefs:
         """Nothing about the poses."""
-        eye = torch.eye(3, dtype=torch.float64).expand(n, 3, 3)
-        zeros = torch.zeros(n, 6, dtype=torch.float64)
-        return cls(eye, zeros[:, :3], zeros, zeros[:, 0], focal_precision, centre_precision, path_precision)
+        n = len(lens.focal)
+        eye, zeros = torch.eye(3, dtype=torch.float64).expand(n, 3, 3), torch.zeros(n, 6, dtype=torch.float64)
+        believed = lens.log_focal, lens.log_focal_precision, lens.centre_precision
+        return cls(eye, zeros[:, :3], zeros, *believed, path_precision)
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,9 @@ class Problem:
             independent = min(1.0, self.size[0] * self.size[1] / PATCH_PX**2 / len(matches.chosen))
             standard = seen.residual / scatter[:, None]
             squares = torch.stack([standard[:, :2].square().sum(dim=1), standard[:, 2].square()], dim=1)
-            squares = torch.where(seen.usable[:, None], squares, 0.0) / CAUCHY**2
-            cost += 0.5 * independent * CAUCHY**2 * float(squares.log1p().sum())
-            robust = independent * seen.usable[:, None] / (1 + squares)  # [k, 2, M]
+            squares = torch.where(seen.usable[:, None], squares, 0.0) / CUTOFF**2
+            cost += 0.5 * independent * CUTOFF**2 * float((squares / (1 + squares)).sum())
+            robust = independent * seen.usable[:, None] / (1 + squares).square()  # [k, 2, M]
             weight = (robust[:, [0, 0, 1]] / scatter[:, None].square()).flatten(1)
             jacobian = self.jacobian_of_matches(matches, seen, here, there).transpose(1, 2).flatten(2)
             weighted = jacobian * weight[:, None]
@@ -194,24 +196,25 @@ class Problem:
 
     # --- what the pairs say of their cameras -------------------------------------------------------------------------
 
-    def pair_residuals(self, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def pair_residuals(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """[P, 6] rotation vector and translation of the second camera against what its pair says, in its own frame.
 
-        And the relative pose at ``state``, [P, 3, 3] and [P, 3], and what the pair says of the translation [P, 3].
+        Translations are in the pairs' common unit, for what the pairs say is what errs: in the world's, a smaller
+        world would always fit better.  And the relative pose at ``state``, [P, 3, 3] and [P, 3].
         """
         a, b = self.pairs.T
         to_first = state.rotation[a].mT
         turn = to_first @ state.rotation[b]
-        shift = (to_first @ (state.translation[b] - state.translation[a])[..., None])[..., 0]
-        said = self.relative.translation * (self.log_scale + state.log_scale).exp()[:, None]
+        shift = (to_first @ (state.translation[b] - state.translation[a])[..., None])[..., 0] / np.exp(state.log_scale)
+        said = self.relative.translation * self.log_scale.exp()[:, None]
         back = self.relative.rotation.mT
         away = (back @ (shift - said)[..., None])[..., 0]
-        return torch.cat([roma.rotmat_to_rotvec(back @ turn), away], dim=1), turn, shift, said
+        return torch.cat([roma.rotmat_to_rotvec(back @ turn), away], dim=1), turn, shift
 
-    def pair_covariance(self, state: State) -> tuple[Tensor, Tensor]:
-        """[P, 6, 6] of a pair's relative pose in world units, as its own pixels have it; [P] bool: there is one."""
+    def pair_covariance(self) -> tuple[Tensor, Tensor]:
+        """[P, 6, 6] of a pair's relative pose, as its own pixels have it, in the common unit; [P] bool: it has one."""
         unit = torch.ones(len(self.pairs), 6, dtype=torch.float64)
-        unit[:, 3:] = (self.log_scale + state.log_scale).exp()[:, None]
+        unit[:, 3:] = self.log_scale.exp()[:, None]
         information = self.relative.information
         size = information.diagonal(dim1=1, dim2=2)
         known = (size.amin(dim=1) > 0) & (self.pairs[:, 0] != self.pairs[:, 1])
@@ -219,20 +222,20 @@ class Problem:
         return torch.linalg.inv(information) * unit[:, :, None] * unit[:, None, :], known
 
     def add_pairs(self, normal: Normal, state: State, scatters: Scatters) -> float:
-        residual, turn, shift, said = self.pair_residuals(state)
-        covariance, known = self.pair_covariance(state)
+        residual, turn, shift = self.pair_residuals(state)
+        covariance, known = self.pair_covariance()
         beyond = torch.tensor([scatters.turn**2] * 3 + [scatters.shift**2] * 3, dtype=torch.float64)
         precision = torch.linalg.inv(covariance + torch.diag(beyond)) * known[:, None, None]
-        limit = 6 * CAUCHY**2  # the six numbers of a pair stand or fall together
+        limit = 6 * CUTOFF**2  # the six numbers of a pair stand or fall together
         squares = torch.einsum("pi,pij,pj->p", residual, precision, residual) / limit
         back = self.relative.rotation.mT
         jacobian = torch.zeros(len(turn), 6, 2 * BLOCK + BORDER, dtype=torch.float64)
         jacobian[:, :3, :3] = -turn.mT
         jacobian[:, 3:, :3] = back @ cross(shift)
-        jacobian[:, 3:, 3:6] = -back
+        jacobian[:, 3:, 3:6] = -back / np.exp(state.log_scale)
         jacobian[:, :3, BLOCK : BLOCK + 3] = torch.eye(3)
-        jacobian[:, 3:, BLOCK + 3 : BLOCK + 6] = back @ turn
-        jacobian[:, 3:, 2 * BLOCK + SCALE] = -(back @ said[..., None])[..., 0]
+        jacobian[:, 3:, BLOCK + 3 : BLOCK + 6] = back @ turn / np.exp(state.log_scale)
+        jacobian[:, 3:, 2 * BLOCK + SCALE] = -(back @ shift[..., None])[..., 0]
         weighted = jacobian.mT @ (precision / (1 + squares)[:, None, None])
         hessian, gradient = (weighted @ jacobian).numpy(), (weighted @ residual[..., None])[..., 0].numpy()
         for row in known.nonzero()[:, 0].tolist():
@@ -293,7 +296,7 @@ class Problem:
     def measured(self, state: State, scatters: Scatters) -> Scatters:
         """The scatters of what is left at ``state``."""
         residual, *_ = self.pair_residuals(state)
-        covariance, known = self.pair_covariance(state)
+        covariance, known = self.pair_covariance()
         if known.any():
             count = int(known.sum())
             freedom = count / max(count - self.num_frames + 1, 1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from easi3r.alignment.bundle import Scatters
 from easi3r.alignment.matches import Cameras, FlowField, sample, see
-from easi3r.alignment.relative import CAUCHY, projection_jacobian
+from easi3r.alignment.relative import CUTOFF, projection_jacobian
 
 STEPS = 3
 
@@ -40,7 +40,7 @@ def refined(
             )
             standard = seen.residual / scatter
             squares = torch.stack([standard[:, :2].square().sum(dim=1), standard[:, 2].square()], dim=1)
-            weight = seen.usable[:, None] / (1 + squares / CAUCHY**2)
+            weight = seen.usable[:, None] / (1 + squares / CUTOFF**2).square()
             weight = weight[:, [0, 0, 1]] / scatter.square()
             gradient = prior * (better[frame] - log_depth[frame]) + (weight * slope * seen.residual).sum(dim=(0, 1))
             curvature = prior + (weight * slope.square()).sum(dim=(0, 1))

@@ -82,7 +82,7 @@ def solve(
         relative=relative,
         log_scale=log_scale + shift,
         matches=[] if field is None else sampled_matches(field, static),
-        beliefs=Beliefs.none(n, lens.log_focal_precision, lens.centre_precision, settings.smoothness_weight),
+        beliefs=Beliefs.of_lenses(lens, settings.smoothness_weight),
         free=free,
         border_free=border_free,
         unit=PRIOR_SHARE * float(fused.log_depth.median().exp()),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from easi3r.alignment.relative import CAUCHY, RelativePoses, read_view
+from easi3r.alignment.relative import CUTOFF, RelativePoses, read_view
 from easi3r.structures import Array, PairPredictions
 
 STRIDES = (4, 4, 4, 1)  # every so manieth pixel, round after round
@@ -113,7 +113,7 @@ def robust_mean(values: Tensor, weight: Tensor) -> Tensor:
     centre = torch.where(usable, values, torch.nan).nanmedian(dim=0).values.nan_to_num(float(values.median()))
     scatter = _scatter(torch.where(usable, (values - centre).abs(), torch.nan).flatten())
     for _ in range(2):
-        robust = weight / (1 + ((values - centre) / (CAUCHY * scatter)).square())
+        robust = weight / (1 + ((values - centre) / (CUTOFF * scatter)).square())
         total = robust.sum(dim=0)
         centre = torch.where(total > 0, (robust * values).sum(dim=0) / total.clamp(min=1e-12), centre)
     return centre
@@ -127,7 +127,7 @@ def robust_rows(values: Tensor, weight: Tensor) -> Tensor:
     scatter = (1.4826 * (known - centre).abs().nanmedian(dim=1, keepdim=True).values).nan_to_num(1.0)
     scatter = scatter.clamp(min=LEAST_SCATTER)
     for _ in range(2):
-        robust = weight / (1 + ((values - centre) / (CAUCHY * scatter)).square())
+        robust = weight / (1 + ((values - centre) / (CUTOFF * scatter)).square())
         centre = (robust * values).sum(dim=1, keepdim=True) / robust.sum(dim=1, keepdim=True).clamp(min=1e-12)
     return centre[:, 0]
 
@@ -159,6 +159,6 @@ def scales_of_pairs(shift: Tensor, pairs: Tensor, num_frames: int) -> Tensor:
         level = np.linalg.solve(laplacian, right)
         residual = np.abs(level[second] - level[first] - difference)
         scatter = max(1.4826 * float(np.median(residual)), LEAST_SCATTER)
-        weight = 1 / (1 + (residual / (CAUCHY * scatter)) ** 2)
+        weight = 1 / (1 + (residual / (CUTOFF * scatter)) ** 2)
     both = 0.5 * (shift[:, 0].numpy() + level[first] + shift[:, 1].numpy() + level[second])
     return torch.from_numpy(both - both.mean())

@@ -25,6 +25,7 @@ class Lenses:
 
     focal: Tensor  # [n, 2] float64 pixels along x and y
     centre: Tensor  # [n, 2] float64 pixels
+    log_focal: Tensor  # [n] float64, what is believed of it, against the start
     log_focal_precision: Tensor  # [n] float64, 1 / variance
     centre_precision: float  # pixels^-2
     focal_free: Tensor  # [n] bool: of each frame by itself
@@ -57,7 +58,7 @@ def lenses(
         middle = middle + own_centre
     centre = middle.expand(n, 2).clone()
     precision = spread[0].clamp(min=LEAST_SPREAD).pow(-2).expand(n) / (n if settings.shared_focal else 1)
-    precision, fixed = precision.clone(), torch.zeros(n, dtype=torch.bool)
+    believed, fixed = own[:, 0], torch.zeros(n, dtype=torch.bool)
     if known.intrinsics is not None:
         matrices = torch.from_numpy(known.intrinsics)
         given = matrices.isfinite().all(dim=2).all(dim=1)
@@ -66,15 +67,16 @@ def lenses(
             given = torch.ones(n, dtype=torch.bool)
         focal[given] = torch.stack([matrices[given, 0, 0], matrices[given, 1, 1]], dim=1)
         centre[given] = matrices[given, :2, 2]
-        if uses.intrinsics_use == "fixed":
-            fixed = given
-        elif uses.intrinsics_use == "init":
-            precision[given] = 0.0
-        else:
-            precision[given] = uses.intrinsics_weight / PRIOR_LOG_FOCAL**2
+        fixed = given & (uses.intrinsics_use == "fixed")
+        if uses.intrinsics_use == "prior":  # the mean of what is given and what the rays say
+            sure = torch.where(given, uses.intrinsics_weight / PRIOR_LOG_FOCAL**2, 0.0).double()
+            sure /= int(given.sum()) if settings.shared_focal else 1
+            believed = (precision * own[:, 0] + sure * focal.log().mean(dim=1)) / (precision + sure)
+            precision = precision + sure
     return Lenses(
         focal=focal,
         centre=centre,
+        log_focal=believed - focal.log().mean(dim=1),
         log_focal_precision=precision,
         centre_precision=float(spread[1:].max().clamp(min=LEAST_SPREAD_PX)) ** -2,
         focal_free=~fixed & (not settings.shared_focal),

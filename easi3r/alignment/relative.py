@@ -15,7 +15,7 @@ from easi3r.structures import PairPredictions
 
 START_POINTS = 2000  # of the Procrustes start
 STEPS = (4, 4, 4, 4, 4, 1, 1)  # Gauss-Newton on every so manieth pixel
-CAUCHY = 2.385  # standard deviations at which a residual's weight is halved: 95 % efficient for normal noise
+CUTOFF = 2.4  # standard deviations beyond which a residual counts for little
 LEAST_SCATTER_PX = 1e-3  # lest predictions without noise divide by 0
 
 
@@ -115,7 +115,7 @@ def refine(
         usable = (weight > 0) & (inverse_z > 0)
         squares = torch.where(usable, residual.square().sum(dim=1), 0.0)
         scatter = robust_scatter(squares, usable)
-        robust = usable * weight / (1 + squares / (CAUCHY * scatter[:, None]) ** 2)
+        robust = usable * weight / (1 + squares / (CUTOFF * scatter[:, None]) ** 2)
         jacobian = projection_jacobian(image, inverse_z, focal)  # [k, 2, 6, M] of a motion of the point
         jacobian = -jacobian.transpose(1, 2).flatten(2)  # the camera's own motion moves points the other way
         weighted = jacobian * robust.repeat(1, 2)[:, None]
