@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from alignment_runs import aligned, ate, dis_flow, pairs_of, static_absrel, world
 
 from easi3r.alignment import align
@@ -70,12 +71,10 @@ def test_under_hard_noise_flow_from_the_images_brings_it_within_one_percent() ->
     assert np.median([static_absrel(a, world(s)) for s, a in enumerate(answers)]) < 0.01
 
 
-def test_masks_matter_under_hard_noise() -> None:
-    masked, unmasked = (
-        [ate(aligned(s, hard=True, flow=True, masked=m).camera_to_world, world(s).camera_to_world) for s in range(4)]
-        for m in (True, False)
-    )
-    assert np.median(unmasked) > np.median(masked)
+def test_a_few_movers_without_a_mask_do_little_harm() -> None:
+    for seed in range(3):
+        answer = aligned(seed, hard=True, flow=True, masked=False)
+        assert ate(answer.camera_to_world, world(seed).camera_to_world) < 0.01
 
 
 @pytest.mark.parametrize("flow", [False, True])
@@ -88,18 +87,15 @@ def test_pointmaps_without_noise_give_the_truth(flow: bool) -> None:
 
 
 def test_sixty_percent_of_each_frame_may_move() -> None:
-    family = Family(num_movers=9, num_static=0, size=(0.22, 0.34))
-    clip = render(make_world(5, family, num_frames=12))
-    moving = clip.dynamic_mask.copy()
-    for frame in moving:  # some worlds have gaps between the movers: rows of the room are given up to fill them
-        row = 0
-        while frame.mean() < 0.6:
-            frame[row] = True
-            row += 1
-    predictions = synthetic_predictions(clip, pairs_of(clip), hard=False, seed=5)
+    clip = render(make_world(3, Family(num_movers=9, num_static=0, size=(0.22, 0.34)), num_frames=12))
+    moving = clip.dynamic_mask
+    assert moving.mean() > 0.6
+    predictions = synthetic_predictions(clip, pairs_of(clip), hard=True, seed=3)
     flow = estimate_flow(clip.images, pairs_of(clip), FlowSettings(), silent)
     answer = align(predictions, 12, AlignmentSettings(), silent, dynamic_mask=moving, flow=flow)
+    unmasked = align(predictions, 12, AlignmentSettings(), silent, dynamic_mask=np.zeros_like(moving), flow=flow)
     assert ate(answer.camera_to_world, clip.camera_to_world) < 0.01
+    assert ate(unmasked.camera_to_world, clip.camera_to_world) > 5 * ate(answer.camera_to_world, clip.camera_to_world)
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3])
@@ -176,7 +172,8 @@ def test_a_believed_lens_lies_between_what_is_said_and_what_is_seen() -> None:
     k = world(0).intrinsics.copy()
     k[:, :2, :2] *= 1.1
     predictions = replace(predictions_of(0), points_first=predictions_of(0).points_first.clone())
-    predictions.points_first[..., :2] *= (1 + 0.03 * np.random.default_rng(0).standard_normal(70))[:, None, None, None]
+    noise = torch.from_numpy(1 + 0.03 * np.random.default_rng(0).standard_normal(70)).float()
+    predictions.points_first[..., :2] *= noise[:, None, None, None]
     found = {
         w: solved(
             0,
@@ -206,18 +203,23 @@ def known_poses(seed: int) -> np.ndarray:
 
 
 def test_known_poses_stay_and_help_the_others() -> None:
-    for seed in range(4):
+    errors = []
+    for seed in WORLDS:
         truth = world(seed).camera_to_world
-        answer = solved(seed, Known(camera_to_world=known_poses(seed)), flow=dis_flow(seed))
-        without = aligned(seed, hard=True, flow=True).camera_to_world[:, :3, 3].astype(np.float64)
-        placed = umeyama(without[EVERY_FIFTH], truth[EVERY_FIFTH, :3, 3]).apply(without)
-        np.testing.assert_allclose(answer.camera_to_world[EVERY_FIFTH], truth[EVERY_FIFTH], atol=1e-6)
-        errors = [
-            np.linalg.norm(places - truth[:, :3, 3], axis=1)[~EVERY_FIFTH].max()
-            for places in (answer.camera_to_world[:, :3, 3], placed)
-        ]
-        assert errors[0] < errors[1]
-        assert np.median(answer.depth / world(seed).depth) == pytest.approx(1, abs=0.03)
+        answers = (
+            solved(seed, Known(camera_to_world=known_poses(seed)), flow=dis_flow(seed)),
+            aligned(seed, hard=True, flow=True),
+        )
+        np.testing.assert_allclose(answers[0].camera_to_world[EVERY_FIFTH], truth[EVERY_FIFTH], atol=1e-6)
+        assert np.median(answers[0].depth / world(seed).depth) == pytest.approx(1, abs=0.03)
+        errors.append([rest_error(answer.camera_to_world, truth) for answer in answers])
+    assert np.median(errors, axis=0)[0] < np.median(errors, axis=0)[1]
+
+
+def rest_error(poses: np.ndarray, truth: np.ndarray) -> float:
+    """RMSE of the places that were not given, after a Sim(3) of the whole path."""
+    places = umeyama(poses[:, :3, 3], truth[:, :3, 3]).apply(poses[:, :3, 3])
+    return float(np.sqrt(np.square(places - truth[:, :3, 3])[~EVERY_FIFTH].sum(axis=1).mean()))
 
 
 def test_known_poses_help_where_there_is_no_flow() -> None:

@@ -26,8 +26,8 @@ from easi3r.alignment.normal import BLOCK, BORDER, CENTRE, FOCAL, GRID, KNOT, KN
 from easi3r.alignment.relative import CUTOFF, RelativePoses, cross, projection_jacobian
 from easi3r.structures import Array
 
-ROUNDS, ITERATIONS = 3, 3
-CONVERGED = 1e-7  # radians, world units, logarithms
+ROUNDS = (3, 2, 2)  # steps before the scatters are measured anew
+CONVERGED = 1e-6  # radians, world units, logarithms
 PRIOR_TURN, PRIOR_SHARE = np.deg2rad(1.0), 0.01  # one standard deviation of what a weight of 1 says
 LEAST_FLOW_PX, LEAST_DEPTH = 0.02, 1e-5  # scatters below these are not believed
 PATCH_PX = 8  # flow vectors within a square of this side come from one match: they say one thing
@@ -111,6 +111,7 @@ class Problem:
     focal: Tensor  # [n, 2] float64 pixels at the start, along x and y
     centre: Tensor  # [n, 2] float64 pixels
     log_depth: Tensor  # [n, N] float32 in the pairs' common unit
+    depth_precision: Tensor  # [n] float64, 1 / variance of log depth that is believed beforehand; 0: the pairs' own
     scaled: Tensor  # [n] float32: 0 for frames whose depth is known and has the world's unit already, else 1
     pairs: Tensor  # [P, 2]
     relative: RelativePoses
@@ -250,7 +251,10 @@ class Problem:
         away = (state.rotation.mT @ (state.translation - beliefs.translation)[..., None])[..., 0]
         residual, precision = torch.zeros(2, n, BLOCK, dtype=torch.float64)
         residual[:, POSE], precision[:, POSE] = torch.cat([turned, away], dim=1), beliefs.pose_precision
-        residual[:, KNOT], precision[:, KNOT] = state.correction, 1 / scatters.correction**2
+        residual[:, KNOT], precision[:, KNOT] = (
+            state.correction,
+            1 / scatters.correction**2 + self.depth_precision[:, None],
+        )
         residual[:, FOCAL], precision[:, FOCAL] = state.log_focal - beliefs.log_focal, beliefs.focal_precision
         for frame in range(n):
             hessian = np.zeros((BLOCK + BORDER, BLOCK + BORDER))
@@ -322,10 +326,10 @@ class Problem:
 
 def adjust(problem: Problem, state: State, scatters: Scatters) -> tuple[State, Scatters]:
     """Levenberg-Marquardt; between its rounds the scatters are measured anew."""
-    for _ in range(ROUNDS):
+    for steps_of_round in ROUNDS:
         scatters = problem.measured(state, scatters)
         (normal, cost), damping = problem.linearised(state, scatters), 1e-6
-        for _ in range(ITERATIONS):
+        for _ in range(steps_of_round):
             steps = normal.solve(problem.free, problem.border_free, damping)
             tried = state.moved(*steps)
             found, new_cost = problem.linearised(tried, scatters)

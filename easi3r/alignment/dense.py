@@ -9,20 +9,20 @@ from easi3r.alignment.bundle import Scatters
 from easi3r.alignment.matches import Cameras, FlowField, sample, see
 from easi3r.alignment.relative import CUTOFF, projection_jacobian
 
-STEPS = 3
+STEPS = 2
 
 
 def refined(
     flow: FlowField,
     cameras: Cameras,
     log_depth: Tensor,
-    log_depth_scatter: Tensor,
+    precision: Tensor,
     scatters: Scatters,
     ignore_px: float,
 ) -> Tensor:
     """[n, N] log depth, from what the pairs say, where the flow sees each pixel, and the depth that is there.
 
-    log_depth: [n, N] from the pairs.  log_depth_scatter: [n] its standard deviation, pixel by pixel.
+    log_depth: [n, N] from the pairs.  precision: [n, N] 1 / variance of each pixel, by itself.
     Newton's steps on the terms of :mod:`easi3r.alignment.bundle`; all frames start from the same maps.
     """
     better = log_depth.clone()
@@ -31,7 +31,7 @@ def refined(
     for frame in range(len(log_depth)):
         matches = flow.matches(frame, everywhere)
         other = sample(log_depth[matches.second].unflatten(1, flow.size), matches.target)
-        prior = 1 / float(log_depth_scatter[frame]) ** 2
+        prior = precision[frame]
         for _ in range(STEPS):
             seen = see(matches, cameras, better[frame], other, ignore_px)
             of_flow = projection_jacobian(seen.image, seen.inverse_z, seen.focal[matches.second])[:, :, 3:]

@@ -26,14 +26,14 @@ from easi3r.alignment.initialise import sample_pixels
 from easi3r.alignment.lens import Lenses, lenses
 from easi3r.alignment.matches import FlowField, Matches
 from easi3r.alignment.normal import BLOCK, BORDER, CENTRE, FOCAL, KNOT, KNOTS, POSE, SCALE, SHARED_FOCAL
-from easi3r.alignment.relative import RelativePoses, relative_poses
+from easi3r.alignment.relative import RelativePoses, poses_by_direction, relative_poses
 from easi3r.config import AlignmentSettings, KnownSettings
 from easi3r.progress import Progress
 from easi3r.structures import AlignedCameras, Array, Known, PairFlow, PairPredictions
 
 logger = logging.getLogger("easi3r")
 
-SAMPLES = 512  # pixels of a frame that the cameras are solved from
+SAMPLES = 320  # pixels of a frame that the cameras are solved from
 PRIOR_LOG_DEPTH = 0.01  # a standard deviation of what a weight of 1 says
 UNITS_AGREE = 2.0  # poses and depths whose units differ by more are not of one world
 
@@ -61,13 +61,18 @@ def solve(
     stages = iter(progress(range(4), "aligning"))
 
     next(stages)
-    relative = relative_poses(predictions, rays, lens.focal.float(), static, some)
+    relative = relative_poses(predictions, rays, lens.focal.float(), static, some[::2])
     next(stages)
     looks = Looks(predictions, rays, relative, some)
     log_scale = fuse(looks)
     knots = knot_weights(pixel, size)
     fused = fuse_all(looks.on(everywhere), log_scale, one_hot(knots.argmax(dim=1), KNOTS).T.float())
+    rough = replace(relative, translation=relative.translation * log_scale.exp()[:, None])
+    relative = poses_by_direction(predictions, rays, lens.focal.float(), static, some[::2], fused.log_depth, rough)
     fused, shift, scaled = with_known_depth(fused, known, uses)
+    believed = torch.zeros(n, len(everywhere))  # 1 / variance of log depth
+    if known.depth is not None and uses.depth_use == "prior":
+        believed += uses.depth_weight / PRIOR_LOG_DEPTH**2 * torch.from_numpy(np.isfinite(known.depth)).flatten(1)
     next(stages)
     pairs = torch.from_numpy(predictions.pairs)
     field = None if flow is None or not (pairs[:, 0] != pairs[:, 1]).any() else FlowField(flow, dynamic_mask)
@@ -77,10 +82,11 @@ def solve(
         focal=lens.focal,
         centre=lens.centre,
         log_depth=fused.log_depth,
+        depth_precision=believed.amax(dim=1).double(),
         scaled=scaled,
-        pairs=pairs,
-        relative=relative,
-        log_scale=log_scale + shift,
+        pairs=pairs.flip(1),
+        relative=replace(relative, translation=relative.translation * np.exp(shift)),
+        log_scale=torch.full((len(pairs),), 0.0, dtype=torch.float64),
         matches=[] if field is None else sampled_matches(field, static),
         beliefs=Beliefs.of_lenses(lens, settings.smoothness_weight),
         free=free,
@@ -88,7 +94,7 @@ def solve(
         unit=PRIOR_SHARE * float(fused.log_depth.median().exp()),
         ignore_px=settings.flow_ignore_px,
     )
-    start = State.at(*chained(relative, problem.log_scale, pairs, n))
+    start = State.at(*chained(problem.relative, problem.log_scale, problem.pairs, n))
     if settings.camera == "static":
         start = State.at(torch.eye(3, dtype=torch.float64).repeat(n, 1, 1), torch.zeros(n, 3, dtype=torch.float64))
     # as sure as the mean of so many looks is, were they independent
@@ -101,8 +107,8 @@ def solve(
     cameras = problem.cameras(state)
     log_depth = problem.log_depth + (state.correction.float() @ knots.T) + scaled[:, None] * state.log_scale
     if field is not None:
-        scatter = fused.pixel_scatter / fused.looks.float().sqrt()
-        log_depth = refined(field, cameras, log_depth, scatter, scatters, settings.flow_ignore_px)
+        precision = fused.looks[:, None] / fused.pixel_scatter**2 + believed
+        log_depth = refined(field, cameras, log_depth, precision, scatters, settings.flow_ignore_px)
     next(stages, None)
     depth = log_depth.exp().unflatten(1, size).numpy()
     if known.depth is not None and uses.depth_use == "fixed":

@@ -15,7 +15,7 @@ from torch import Tensor
 from easi3r.alignment.relative import CUTOFF, RelativePoses, read_view
 from easi3r.structures import Array, PairPredictions
 
-STRIDES = (4, 4, 4, 1)  # every so manieth pixel, round after round
+STRIDES = (8, 8, 3)  # every so manieth pixel, round after round
 LEAST_SCATTER = 1e-5  # in log depth: what float32 resolves
 
 

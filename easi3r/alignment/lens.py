@@ -13,7 +13,7 @@ from easi3r.alignment.relative import read_view
 from easi3r.config import AlignmentSettings, KnownSettings
 from easi3r.structures import Known, PairPredictions
 
-POINTS = 4000  # of a view
+POINTS = 1500  # of a view
 LEAST_SPREAD = 1e-5  # of log focal lengths
 LEAST_SPREAD_PX = 1e-3
 PRIOR_LOG_FOCAL = 0.01  # a standard deviation of what a weight of 1 says

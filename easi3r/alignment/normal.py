@@ -9,7 +9,7 @@ from scipy.linalg import solveh_banded
 
 from easi3r.structures import Array
 
-GRID = (4, 5)  # knots of the smooth correction of a depth map, rows and columns
+GRID = (3, 4)  # knots of the smooth correction of a depth map, rows and columns
 KNOTS = GRID[0] * GRID[1]
 TURN, MOVE, POSE, FOCAL, KNOT = slice(0, 3), slice(3, 6), slice(0, 6), 6, slice(7, 7 + KNOTS)  # of a frame's unknowns
 BLOCK = 7 + KNOTS

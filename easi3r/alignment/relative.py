@@ -13,8 +13,8 @@ from torch import Tensor
 
 from easi3r.structures import PairPredictions
 
-START_POINTS = 2000  # of the Procrustes start
-STEPS = (4, 4, 4, 4, 4, 1, 1)  # Gauss-Newton on every so manieth pixel
+START_POINTS = 500  # of the Procrustes start
+STEPS = (4, 4, 4, 4, 1)  # Gauss-Newton on every so manieth pixel
 CUTOFF = 2.4  # standard deviations beyond which a residual counts for little
 LEAST_SCATTER_PX = 1e-3  # lest predictions without noise divide by 0
 
@@ -46,6 +46,44 @@ def relative_poses(
     return RelativePoses(*(torch.cat(parts)[order] for parts in zip(*found, strict=True)))
 
 
+def poses_by_direction(
+    predictions: PairPredictions,
+    rays: Tensor,
+    focal_px: Tensor,
+    static: Tensor,
+    sample: Tensor,
+    log_depth: Tensor,
+    rough: RelativePoses,
+) -> RelativePoses:
+    """The first camera's pose in the frame of the second: from where the first sees the second frame's fused depth.
+
+    A pair's own points err along their rays, which makes translations from them too short (as a slope is whose
+    abscissa errs).  So depth is the mean of all looks, and of the pair's points only their direction counts.
+
+    log_depth: [n, N] of all frames in one unit, that of the answer.  rough: the start, in that unit.
+    """
+    pairs, found = torch.from_numpy(predictions.pairs), []
+    for frame in range(len(rays)):
+        index = (pairs[:, 1] == frame).nonzero()[:, 0]
+        if not len(index):
+            continue
+        said, weight = read_view(predictions, "second", index, sample)
+        in_front = said[:, 2] > 0
+        directions = said / torch.where(in_front, said[:, 2], 1.0)[:, None]
+        weight = _of_static(weight * in_front, static[frame, sample].expand(len(index), -1))
+        points = (rays[frame] * log_depth[frame].exp())[:, sample].expand(len(index), -1, -1)
+        back = rough.rotation[index].mT
+        start = -(back @ rough.translation[index, :, None])[..., 0]
+        found.append(refine(back, start, points, weight, directions, focal_px[pairs[index, 0]]))
+    order = torch.argsort(torch.argsort(pairs[:, 1], stable=True), stable=True)
+    return RelativePoses(*(torch.cat(parts)[order] for parts in zip(*found, strict=True)))
+
+
+def _of_static(weight: Tensor, static: Tensor) -> Tensor:
+    """Without what moves, unless hardly anything rests."""
+    return torch.where(static.float().mean(dim=1, keepdim=True) > 0.1, weight * static, weight)
+
+
 def _of_first_frame(
     predictions: PairPredictions,
     rows: Tensor,
@@ -57,8 +95,7 @@ def _of_first_frame(
 ) -> tuple[Tensor, Tensor, Tensor]:
     index, second = rows.nonzero()[:, 0], pairs[rows, 1]
     points, weight = read_view(predictions, "second", index, sample)
-    still = static[second][:, sample]
-    weight = torch.where(still.float().mean(dim=1, keepdim=True) > 0.1, weight * still, weight)
+    weight = _of_static(weight, static[second][:, sample])
     start = sample[:: max(1, len(sample) // START_POINTS)]
     thin = slice(None, None, max(1, len(sample) // START_POINTS))
     own = torch.stack([_own_view(predictions, pairs, int(b), start) for b in second])
@@ -69,8 +106,9 @@ def _of_first_frame(
 
 def read_view(predictions: PairPredictions, view: str, index: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
     """Points [k, 3, M] and weights [k, M] = log(confidence) of some pairs; 0 where a point is not finite."""
-    points = getattr(predictions, f"points_{view}").flatten(1, 2)[index][:, sample]
-    weight = getattr(predictions, f"confidence_{view}").flatten(1)[index][:, sample].float().log()
+    where = index[:, None], sample
+    points = getattr(predictions, f"points_{view}").flatten(1, 2)[where]
+    weight = getattr(predictions, f"confidence_{view}").flatten(1)[where].float().log()
     points = points.float().transpose(1, 2)
     usable = points.isfinite().all(dim=1) & weight.isfinite()
     return torch.where(usable[:, None], points, 0.0), torch.where(usable, weight.clamp(min=1e-6), 0.0)
