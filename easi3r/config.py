@@ -124,7 +124,8 @@ class PieceSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that shapes a result.  The defaults are the published method, but for ``motion.evidence``."""
+    """Everything that shapes a result.  The defaults are the published method, but for ``motion.evidence`` and
+    ``alignment.method``."""
 
     frames: FrameSettings = field(default_factory=FrameSettings)
     pairs: PairSettings = field(default_factory=PairSettings)

@@ -124,10 +124,9 @@ RECONSTRUCTIONS = {  # name: masks that cut the second pass, masks that the alig
 }
 
 
-def reconstruction_scores(model: Easi3R, clip: Clip, *, iterations: int) -> dict[str, dict[str, float]]:
+def reconstruction_scores(model: Easi3R, clip: Clip) -> dict[str, dict[str, float]]:
     """ATE in percent of the path and AbsRel of the static pixels, for every choice of masks."""
     network, settings, n = model.network, Settings(), len(clip.images)
-    alignment = dataclasses.replace(settings.alignment, iterations=iterations)
     pairs = make_pairs(n, settings.pairs)
     height, width = clip.images.shape[1:3]
     grid = network.grid_of(height, width)
@@ -149,7 +148,7 @@ def reconstruction_scores(model: Easi3R, clip: Clip, *, iterations: int) -> dict
     scores = {}
     for name, (cut, left_out) in RECONSTRUCTIONS.items():
         mask = np.zeros(clip.dynamic_mask.shape, dtype=bool) if left_out is None else masks[left_out]
-        cameras = align(predicted[cut], n, alignment, silent, flow=flow, dynamic_mask=mask, device=network.device)
+        cameras = align(predicted[cut], n, settings.alignment, silent, flow=flow, dynamic_mask=mask)
         errors = geometry_errors(cameras, clip)
         scores[name] = {
             "ATE %": errors.ate_percent,
@@ -184,7 +183,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--reconstructions", type=int, default=20, help="clips that are reconstructed five times each (default: 20)")
     add("--frames", type=int, default=12, help="of a clip (default: 12)")
     add("--size", type=image_size, default=(128, 96), help="of pairs and clips (default: 128x96)")
-    add("--iterations", type=int, default=Settings().alignment.iterations, help="of the alignment")
     add("--json", type=Path, help="also write every number to this file")
     options = parser.parse_args(arguments)
     model = Easi3R.from_pretrained(options.checkpoint)
@@ -208,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             signals.append(signal_scores(model.network, clip, twin))
             masks.append(mask_scores(model, clip, twin))
         if index < options.reconstructions:
-            poses.append(reconstruction_scores(model, clip, iterations=options.iterations))
+            poses.append(reconstruction_scores(model, clip))
     if signals:
         for title, part in (("development", signals[::2]), ("test", signals[1::2])):
             if part:

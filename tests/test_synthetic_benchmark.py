@@ -78,7 +78,7 @@ def test_mean_over_pairs_passes_over_what_is_unknown() -> None:
 def test_the_command_prints_its_tables_and_writes_every_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["--pairs=4", "--clips=2", "--reconstructions=1", "--frames=3", "--iterations=3"]
+    small = ["--pairs=4", "--clips=2", "--reconstructions=1", "--frames=3"]
     synthetic.main([*small, f"--json={tmp_path / 'all.json'}"])
     screen = capsys.readouterr().out
     for words in ("held-out static pairs", "1 development clips", "1 test clips", "true masks, both", "frozen twin"):
