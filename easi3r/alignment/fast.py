@@ -61,7 +61,7 @@ def solve(
     stages = iter(progress(range(4), "aligning"))
 
     next(stages)
-    relative = relative_poses(predictions, rays, lens.focal.float(), static, some[::2])
+    relative = relative_poses(predictions, rays, lens.focal.float(), static, some[::8])
     next(stages)
     looks = Looks(predictions, rays, relative, some)
     log_scale = fuse(looks)

@@ -14,7 +14,7 @@ from torch import Tensor
 from easi3r.structures import PairPredictions
 
 START_POINTS = 500  # of the Procrustes start
-STEPS = (4, 4, 4, 4, 1)  # Gauss-Newton on every so manieth pixel
+ROUGH, FINE = (1, 1, 1, 1, 1), (4, 4, 1)  # steps of Gauss-Newton on every so manieth pixel
 CUTOFF = 2.4  # standard deviations beyond which a residual counts for little
 LEAST_SCATTER_PX = 1e-3  # lest predictions without noise divide by 0
 
@@ -74,7 +74,7 @@ def poses_by_direction(
         points = (rays[frame] * log_depth[frame].exp())[:, sample].expand(len(index), -1, -1)
         back = rough.rotation[index].mT
         start = -(back @ rough.translation[index, :, None])[..., 0]
-        found.append(refine(back, start, points, weight, directions, focal_px[pairs[index, 0]]))
+        found.append(refine(back, start, points, weight, directions, focal_px[pairs[index, 0]], FINE))
     order = torch.argsort(torch.argsort(pairs[:, 1], stable=True), stable=True)
     return RelativePoses(*(torch.cat(parts)[order] for parts in zip(*found, strict=True)))
 
@@ -101,7 +101,7 @@ def _of_first_frame(
     own = torch.stack([_own_view(predictions, pairs, int(b), start) for b in second])
     rotation, translation = registered(own, points[..., thin], weight[:, thin])
     rays, focal = rays[second][..., sample], focal_px[second]
-    return refine(rotation, translation, points, weight, rays, focal)
+    return refine(rotation, translation, points, weight, rays, focal, ROUGH)
 
 
 def read_view(predictions: PairPredictions, view: str, index: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,13 @@ def registered(source: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, 
 
 
 def refine(
-    rotation: Tensor, translation: Tensor, points: Tensor, weight: Tensor, rays: Tensor, focal: Tensor
+    rotation: Tensor,
+    translation: Tensor,
+    points: Tensor,
+    weight: Tensor,
+    rays: Tensor,
+    focal: Tensor,
+    strides: tuple[int, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gauss-Newton on the reprojection of points [k, 3, M] to rays [k, 3, M], with Cauchy's weights."""
     k = len(points)
@@ -144,7 +150,7 @@ def refine(
     information = torch.zeros(k, 6, 6, dtype=torch.float64)
     identity = torch.eye(6, dtype=torch.float64)
     every = points, weight, rays
-    for stride in STEPS:
+    for stride in strides:
         points, weight, rays = (x[..., ::stride] if x.shape[-1] > 16 * stride else x for x in every)
         seen = rotation.mT.float() @ (points - translation.float()[..., None])
         inverse_z = torch.where(seen[:, 2] > 1e-6, 1 / seen[:, 2], 0.0)
