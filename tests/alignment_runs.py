@@ -57,5 +57,5 @@ def aligned(seed: int, *, hard: bool, flow: bool = False, masked: bool = True, m
     )
 
 
-def path_errors(**variant: Any) -> np.ndarray:
-    return np.array([ate(aligned(s, **variant).camera_to_world, world(s).camera_to_world) for s in SEEDS])
+def path_errors(seeds: range = SEEDS, **variant: Any) -> np.ndarray:
+    return np.array([ate(aligned(s, **variant).camera_to_world, world(s).camera_to_world) for s in seeds])

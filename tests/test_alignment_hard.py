@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 from alignment_runs import path_errors as every_path_errors
 
-path_errors = partial(every_path_errors, hard=True, method="published")
+path_errors = partial(every_path_errors, range(3), hard=True, method="published")
 
 
 def test_flow_from_the_images_halves_the_error_of_the_path_under_hard_noise() -> None:

@@ -57,7 +57,6 @@ def problem() -> Problem:
             torch.from_numpy(DICE.normal(0, 0.2, (6, 3))),
             torch.from_numpy(spread @ spread.transpose(0, 2, 1)),
         ),
-        log_scale=torch.from_numpy(DICE.normal(0, 0.2, 6)),
         matches=[field.matches(frame, torch.arange(0, 192, 7)) for frame in range(N)],
         beliefs=beliefs,
         free=np.ones((N, BLOCK), dtype=bool),

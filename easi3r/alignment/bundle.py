@@ -115,7 +115,6 @@ class Problem:
     scaled: Tensor  # [n] float32: 0 for frames whose depth is known and has the world's unit already, else 1
     pairs: Tensor  # [P, 2]
     relative: RelativePoses
-    log_scale: Tensor  # [P] float64, of the pairs
     matches: list[Matches]  # none where there is no flow
     beliefs: Beliefs
     free: Array  # [n, BLOCK] bool
@@ -207,20 +206,17 @@ class Problem:
         to_first = state.rotation[a].mT
         turn = to_first @ state.rotation[b]
         shift = (to_first @ (state.translation[b] - state.translation[a])[..., None])[..., 0] / np.exp(state.log_scale)
-        said = self.relative.translation * self.log_scale.exp()[:, None]
         back = self.relative.rotation.mT
-        away = (back @ (shift - said)[..., None])[..., 0]
+        away = (back @ (shift - self.relative.translation)[..., None])[..., 0]
         return torch.cat([roma.rotmat_to_rotvec(back @ turn), away], dim=1), turn, shift
 
     def pair_covariance(self) -> tuple[Tensor, Tensor]:
         """[P, 6, 6] of a pair's relative pose, as its own pixels have it, in the common unit; [P] bool: it has one."""
-        unit = torch.ones(len(self.pairs), 6, dtype=torch.float64)
-        unit[:, 3:] = self.log_scale.exp()[:, None]
         information = self.relative.information
         size = information.diagonal(dim1=1, dim2=2)
         known = (size.amin(dim=1) > 0) & (self.pairs[:, 0] != self.pairs[:, 1])
         information = torch.where(known[:, None, None], information + 1e-9 * torch.diag_embed(size), torch.eye(6))
-        return torch.linalg.inv(information) * unit[:, :, None] * unit[:, None, :], known
+        return torch.linalg.inv(information), known
 
     def add_pairs(self, normal: Normal, state: State, scatters: Scatters) -> float:
         residual, turn, shift = self.pair_residuals(state)

@@ -84,9 +84,8 @@ def solve(
         log_depth=fused.log_depth,
         depth_precision=believed.amax(dim=1).double(),
         scaled=scaled,
-        pairs=pairs.flip(1),
+        pairs=pairs.flip(1),  # the first camera is known in the frame of the second
         relative=replace(relative, translation=relative.translation * np.exp(shift)),
-        log_scale=torch.full((len(pairs),), 0.0, dtype=torch.float64),
         matches=[] if field is None else sampled_matches(field, static),
         beliefs=Beliefs.of_lenses(lens, settings.smoothness_weight),
         free=free,
@@ -94,7 +93,7 @@ def solve(
         unit=PRIOR_SHARE * float(fused.log_depth.median().exp()),
         ignore_px=settings.flow_ignore_px,
     )
-    start = State.at(*chained(problem.relative, problem.log_scale, problem.pairs, n))
+    start = State.at(*chained(problem.relative, problem.pairs, n))
     if settings.camera == "static":
         start = State.at(torch.eye(3, dtype=torch.float64).repeat(n, 1, 1), torch.zeros(n, 3, dtype=torch.float64))
     # as sure as the mean of so many looks is, were they independent
@@ -216,11 +215,10 @@ def brought_to_known(
     return replace(problem, free=free, border_free=border_free, beliefs=beliefs, unit=unit), moved
 
 
-def chained(relative: RelativePoses, log_scale: Tensor, pairs: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def chained(relative: RelativePoses, pairs: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Camera poses along the spanning tree of the most certain pairs; frame 0 is the origin."""
     rotation = torch.eye(3, dtype=torch.float64).repeat(n, 1, 1)
     translation = torch.zeros(n, 3, dtype=torch.float64)
-    shift = relative.translation * log_scale.exp()[:, None]
     information = relative.information.diagonal(dim1=1, dim2=2)[:, :3].sum(dim=1)
     certain = (information / information.max().clamp(min=1e-300)).clamp(min=1e-9).tolist()
     best: dict[tuple[int, int], int] = {}
@@ -237,7 +235,7 @@ def chained(relative: RelativePoses, log_scale: Tensor, pairs: Tensor, n: int) -
     for new in order[1:].tolist():
         known = int(parents[new])
         k = best[min(known, new), max(known, new)]
-        turn, move = relative.rotation[k], shift[k]
+        turn, move = relative.rotation[k], relative.translation[k]
         if int(pairs[k, 0]) != known:
             turn, move = turn.T, -turn.T @ move
         rotation[new] = rotation[known] @ turn

@@ -21,7 +21,7 @@ LEAST_SCATTER_PX = 1e-3  # lest predictions without noise divide by 0
 
 @dataclass(frozen=True)
 class RelativePoses:
-    """One per directed pair; translations are in the unit of the pair's own points."""
+    """One per directed pair; translations are in the unit of the points that they come from."""
 
     rotation: Tensor  # [P, 3, 3] float64, second camera's frame to the first's
     translation: Tensor  # [P, 3] float64
