@@ -139,6 +139,7 @@ class Settings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the network's matrices; auto: the fastest
     batch_size: int | Literal["auto"] = "auto"  # pairs decoded at once; auto: as many as pay and fit
     memory: float | Literal["auto"] = "auto"  # GiB on the device to stay within; auto: most of what is free
+    offload: bool = False  # keep the encoder's tokens on the host; each batch's go to the device when it is decoded
 
     def __post_init__(self) -> None:
         check_ranges(self)

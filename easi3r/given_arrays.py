@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from easi3r.errors import InputError
-from easi3r.structures import Array
+from easi3r.structures import Array, Crop
 
 FRAMES = "frames"  # the key of an .npz file that says which frames its rows belong to
 
@@ -92,3 +93,18 @@ def spread(rows: Array, index: Sequence[int], num_frames: int) -> Array:
     everywhere = np.full((num_frames, *rows.shape[1:]), np.nan)
     everywhere[list(index)] = rows
     return everywhere
+
+
+def to_network(layer: Array, crop: Crop, name: str) -> Array:
+    """[H, W] at the source's size or the network's -> at the network's, each pixel that of the nearest centre."""
+    width, height = layer.shape[1], layer.shape[0]
+    if (width, height) == crop.size:
+        return layer
+    if (width, height) != crop.original:
+        raise InputError(
+            f"{name} is {width}x{height} pixels; expected the size of the source frames "
+            f"({crop.original[0]}x{crop.original[1]}) or of the network's images ({crop.size[0]}x{crop.size[1]})."
+        )
+    x0, y0 = crop.offset
+    resized = Image.fromarray(layer.astype(np.float32)).resize(crop.resized, Image.Resampling.NEAREST)
+    return np.asarray(resized)[y0 : y0 + crop.size[1], x0 : x0 + crop.size[0]]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from easi3r.decoding import natural_key, read_image
 from easi3r.errors import InputError
+from easi3r.given_arrays import to_network
 from easi3r.structures import Array, Crop, DynamicMasks, Frames
 
 NONE = "none"
@@ -66,15 +66,4 @@ def _fit(layer: Array, crop: Crop, index: int) -> Array:
         values = np.unique(layer)
         shown = ", ".join(f"{value:g}" for value in values[:4]) + ", ..." * (len(values) > 4)
         raise InputError(f"Mask {index} holds the values {shown}; expected bool, or 0 and 255, 255 = moves.")
-    moves = layer.astype(bool)
-    size = (moves.shape[1], moves.shape[0])
-    if size == crop.size:
-        return moves
-    if size != crop.original:
-        raise InputError(
-            f"Mask {index} is {size[0]}x{size[1]} pixels; expected the size of the source frames "
-            f"({crop.original[0]}x{crop.original[1]}) or of the network's images ({crop.size[0]}x{crop.size[1]})."
-        )
-    x0, y0 = crop.offset
-    resized = Image.fromarray(moves.astype(np.uint8) * 255).resize(crop.resized, Image.Resampling.NEAREST)
-    return np.asarray(resized)[y0 : y0 + crop.size[1], x0 : x0 + crop.size[0]] > 0
+    return to_network(layer.astype(bool), crop, f"Mask {index}") > 0

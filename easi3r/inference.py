@@ -26,13 +26,18 @@ def to_network_input(images: Array) -> Tensor:
 
 
 @torch.no_grad()
-def encode_frames(network: Dust3r, images: Array, batch_size: int, progress: Progress) -> Tensor:
-    """[n, H, W, 3] uint8 -> encoder tokens [n, N, C] on the network's device, in the format of its matrices."""
+def encode_frames(
+    network: Dust3r, images: Array, batch_size: int, progress: Progress, keep_on: torch.device | None = None
+) -> Tensor:
+    """[n, H, W, 3] uint8 -> encoder tokens [n, N, C] in the format of the network's matrices.
+
+    keep_on: where the tokens are kept; None: on the network's device.
+    """
     starts = range(0, len(images), batch_size)
     with computing(network):
         return torch.cat(
             [
-                network.encode(to_network_input(images[start : start + batch_size])).to(network.dtype)
+                network.encode(to_network_input(images[start : start + batch_size])).to(keep_on, network.dtype)
                 for start in progress(starts, "encoding frames")
             ]
         )
@@ -53,13 +58,13 @@ def observe_pairs(
 ) -> None:
     """One pass of the decoders over all pairs.
 
-    tokens: [n, N, C] encoder tokens.  pairs: [P, 2].
+    tokens: [n, N, C] encoder tokens on any device; a batch's go to the network's.  pairs: [P, 2].
     dynamic_tokens: [n, h, w] bool, True = moves; given in the second pass, where static tokens of a pair's first view
         do not attend to dynamic tokens of its second (decoder 1 only; Easi3R section 3.2).
     predictions: filled in place by the heads; None: no head is run, and the decoders stop at their last logits.
     """
     moving = np.zeros((len(tokens), tokens.shape[1]), bool) if dynamic_tokens is None else dynamic_tokens
-    dynamic = torch.from_numpy(moving).flatten(1).to(tokens.device)
+    dynamic = torch.from_numpy(moving).flatten(1).to(network.device)
     cut_pairs = changed_by_cut(pairs, moving)
     starts = range(0, len(pairs), batch_size)
     with capture_attention(network) as captured, computing(network):
@@ -67,11 +72,12 @@ def observe_pairs(
             part = slice(start, start + batch_size)
             first, second = pairs[part].T
             cuts = bool(cut_pairs[part].any())
+            views = tokens[first].to(network.device), tokens[second].to(network.device)
             with cut_attention(network, ~dynamic[first], dynamic[second]) if cuts else nullcontext():
                 if predictions is None:
-                    network.attend(tokens[first], tokens[second], grid)
+                    network.attend(*views, grid)
                 else:
-                    decoded = network.decode(tokens[first], tokens[second], grid)
+                    decoded = network.decode(*views, grid)
             listener(pairs[part], *captured.take())
             if predictions is not None:
                 for name, values in vars(network.predict(decoded)).items():

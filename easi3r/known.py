@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from easi3r.decoding import natural_key
 from easi3r.errors import InputError
-from easi3r.given_arrays import check_frames, check_path, load_array, to_array
+from easi3r.given_arrays import check_frames, check_path, load_array, to_array, to_network
 from easi3r.given_intrinsics import read_intrinsics
 from easi3r.given_poses import CAMERA_TO_WORLD, WORLD_TO_CAMERA, read_poses
-from easi3r.structures import Array, Crop, Frames, Known
+from easi3r.structures import Array, Frames, Known
 
 _DEPTH = (
     "an array [n, H, W], {frame: [H, W]}, a folder of one .npy or .npz file per frame, or one such file of them all"
@@ -61,7 +60,11 @@ def read_depth(given: Any, frames: Frames) -> Array:
     n, height, width = frames.images.shape[:3]
     fitted = np.full((n, height, width), np.nan)
     for i, layer in _depth_layers(given, n).items():
-        fitted[i] = _fit(to_array(layer, f"The depth of frame {i}", _DEPTH), frames.crops[i], i)
+        name = f"The depth of frame {i}"
+        depth = to_array(layer, name, _DEPTH)
+        if depth.ndim != 2:
+            raise InputError(f"{name} is of shape {list(depth.shape)}; expected [H, W].")
+        fitted[i] = to_network(depth, frames.crops[i], name)
     fitted[~(np.isfinite(fitted) & (fitted > 0))] = np.nan
     if np.isnan(fitted).all():
         raise InputError("depth holds no finite value above 0; expected z-depth in any one unit.")
@@ -96,18 +99,3 @@ def _read_folder(folder: Path) -> list[Array]:
     if not paths:
         raise InputError(f"The folder of depth {folder} holds no .npy or .npz file; expected one per frame.")
     return [load_array(path, ("depth",))[1] for path in sorted(paths, key=natural_key)]
-
-
-def _fit(layer: Array, crop: Crop, index: int) -> Array:
-    """[H, W] of the source's size or the network's -> at the network's, each pixel that of the nearest centre."""
-    size = layer.shape[::-1]
-    if size == crop.size:
-        return layer
-    if size != crop.original:
-        raise InputError(
-            f"The depth of frame {index} is of shape {list(layer.shape)}; expected [H, W] of the source's frames, "
-            f"{list(crop.original[::-1])}, or of the network's images, {list(crop.size[::-1])}."
-        )
-    x0, y0 = crop.offset
-    resized = Image.fromarray(layer.astype(np.float32)).resize(crop.resized, Image.Resampling.NEAREST)
-    return np.asarray(resized)[y0 : y0 + crop.size[1], x0 : x0 + crop.size[0]]

@@ -39,10 +39,11 @@ from easi3r.plan import Plan, make_plan, smaller
 from easi3r.pose_direction import check_direction, pairs_to_check
 from easi3r.precision import choose_dtype, in_precision
 from easi3r.progress import Progress
-from easi3r.quality import judge, measure
+from easi3r.quality import measure
 from easi3r.scale import Distance, read_scale, with_distance
 from easi3r.scene import Motion, Scene
 from easi3r.structures import Array, AttentionMaps, DynamicMasks, Frames, Known, PairPredictions
+from easi3r.verdict import judge
 from easi3r.whole import Whole
 
 logger = logging.getLogger("easi3r")
@@ -171,7 +172,8 @@ class Job:
             shared, (start, end) = max(0, end - piece.start), (piece.start, piece.stop)
             with self.clock("encoder"):
                 fresh = frames.images[start + shared : end]
-                encoded = encode_frames(self.network, fresh, plan.batch_size, self.progress)
+                keep_on = torch.device("cpu") if self.settings.offload else None
+                encoded = encode_frames(self.network, fresh, plan.batch_size, self.progress, keep_on)
                 tokens = encoded if tokens is None else torch.cat([tokens[len(tokens) - shared :], encoded])
             self.work_on(whole, frames.images[start:end], tokens, given.part(piece), piece, shared, plan.batch_size)
         return whole

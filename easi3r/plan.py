@@ -25,9 +25,9 @@ PAIR_BYTES = 90  # of a directed pair: predictions in half precision, what the a
 FRAME_BYTES = 100  # of a frame that is being aligned: points, gradients, Adam's moments
 DISK_BYTES = 12  # depth, confidence, score (float32 or 16 bit), PNGs
 MAX_BATCH = {"cpu": 8, "cuda": 32}  # pairs, beyond which nothing gets faster
-# Nanoseconds per pixel, about, as seen on two cores at 128 x 96: flow and residual per pair; the objective per pair,
-# iteration and core.
-FLOW_NS, OBJECTIVE_NS = 2000.0, 70.0
+# Nanoseconds per pixel, about, as seen on two cores at 128 x 96: flow and residual per pair; the published objective
+# per pair, iteration and core; the fast alignment per pair and core.
+FLOW_NS, OBJECTIVE_NS, ALIGN_NS = 2000.0, 70.0, 2500.0
 EFFICIENCY = 0.4  # of the rate of a large product that the network reaches, about (heads are not counted)
 
 
@@ -89,7 +89,7 @@ def smaller(plan: Plan, settings: Settings) -> Settings:
     """Settings whose plan needs about half of what ``plan`` did."""
     frames = max(2 * settings.pieces.overlap, len(plan.pieces[0]) // 2)
     pieces = dataclasses.replace(settings.pieces, frames=frames)
-    return dataclasses.replace(settings, pieces=pieces, batch_size=max(1, plan.batch_size // 2))
+    return dataclasses.replace(settings, pieces=pieces, batch_size=max(1, plan.batch_size // 2), offload=True)
 
 
 def cut_clip(num_frames: int, at_most: int, overlap: int) -> tuple[range, ...]:
@@ -157,7 +157,8 @@ def _costs(
     if not masks_only and network.config.head_type == "dpt":
         activations += batch_size * pixels * 256 * 3 * element
     channels = network.config.dec_depth * network.config.dec_num_heads
-    statistics = length * tokens * (16 * channels + element * network.config.enc_embed_dim)
+    statistics = length * tokens * 16 * channels
+    encoded = length * tokens * element * network.config.enc_embed_dim
     aligning = 0 if masks_only else pixels * (PAIR_BYTES * pairs + FRAME_BYTES * length)
     clip = CLIP_BYTES * pixels * num_frames
     passes = settings.motion.passes if settings.motion.masks is None else 1
@@ -167,12 +168,17 @@ def _costs(
     cores = max(1, torch.get_num_threads())
     seconds += len(pieces) * pairs * pixels * FLOW_NS * 1e-9
     if not masks_only and settings.alignment.method != "none":
-        seconds += len(pieces) * pairs * pixels * settings.alignment.iterations * OBJECTIVE_NS * 1e-9 / cores
-    on_device = weights + activations + statistics + aligning
-    on_host = BASE_BYTES + clip
+        published = settings.alignment.iterations * OBJECTIVE_NS
+        per_pixel = published if settings.alignment.method == "published" else ALIGN_NS
+        seconds += len(pieces) * pairs * pixels * per_pixel * 1e-9 / cores
+    on_device, on_host = weights + activations + statistics, BASE_BYTES + clip + aligning
+    if settings.alignment.method == "published" and network.device.type != "cpu":  # it works where the network does
+        on_device += aligning
+    on_device, on_host = (on_device, on_host + encoded) if settings.offload else (on_device + encoded, on_host)
+    disk = DISK_BYTES * pixels * num_frames
     if network.device.type == "cpu":
-        return Plan(pieces, batch_size, on_device + on_host, 0, DISK_BYTES * pixels * num_frames, seconds)
-    return Plan(pieces, batch_size, on_device, on_host + aligning, DISK_BYTES * pixels * num_frames, seconds)
+        return Plan(pieces, batch_size, on_device + on_host, 0, disk, seconds)
+    return Plan(pieces, batch_size, on_device, on_host, disk, seconds)
 
 
 def encoder_flops(config: Dust3rConfig, tokens: int) -> float:

@@ -1,7 +1,7 @@
 """How often the verdict without ground truth is right: generated clips, half of them broken on purpose.
 
 Every clip is aligned as the pipeline does it, from the stand-in predictions of :mod:`evaluation.pair_predictions` and
-DIS flow.  The limits of :mod:`easi3r.quality` were set on the development seeds; the test seeds were looked at once.
+DIS flow.  The limits of :mod:`easi3r.verdict` were set on the development seeds; the test seeds were looked at once.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from easi3r.demo.worlds import Family, make_world
 from easi3r.flow import estimate_flow
 from easi3r.pairs import make_pairs
 from easi3r.progress import silent
-from easi3r.quality import judge, measure
+from easi3r.quality import measure
 from easi3r.structures import AlignedCameras, PairFlow, PairPredictions
+from easi3r.verdict import judge
 from evaluation.pair_predictions import synthetic_predictions
 
 Array = NDArray[Any]

@@ -193,7 +193,7 @@ def test_a_principal_point_off_the_centre_is_found() -> None:
     first = p.points_first.clone()
     first[..., 0] += 6 / world(0).intrinsics[0, 0, 0] * first[..., 2]  # as if the lens looked 6 pixels aside
     answer = solved(0, predictions=replace(p, points_first=first), principal_point="solve")
-    np.testing.assert_allclose(answer.intrinsics[:, :2, 2], [[63.5 - 6, 47.5]] * 12, atol=0.2)
+    np.testing.assert_allclose(answer.intrinsics[:, :2, 2], [[63.5 - 6, 47.5]] * 12, atol=0.3)
 
 
 def known_poses(seed: int) -> np.ndarray:

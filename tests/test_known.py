@@ -418,7 +418,7 @@ BAD_DEPTH = [
     (None, np.ones((2, 288, 512)), "2 depth maps were given for 3 frames"),
     (None, np.ones((N, 288, 512), dtype=bool), "ndarray"),
     (None, np.zeros((N, 288, 512)), "no finite value above 0"),
-    (None, np.ones((N, 512, 288)), "frame 0 is of shape [512, 288]"),
+    (None, np.ones((N, 512, 288)), "frame 0 is 288x512 pixels"),
     (None, {0: np.ones(5)}, "frame 0 is of shape [5]"),
     (None, {4: np.ones((288, 512))}, "from 0 to 2"),
     (None, "nowhere", "does not exist"),

@@ -329,3 +329,8 @@ def test_a_cut_changes_a_pair_only_if_its_second_view_moves_and_its_first_does_n
     moving[1, 0, 0], moving[2] = True, True
     pairs = np.array([[0, 1], [1, 0], [1, 1], [0, 2], [2, 1], [1, 2], [0, 0]])
     assert changed_by_cut(pairs, moving).tolist() == [True, False, True, True, False, True, False]
+
+
+def test_encoder_tokens_are_kept_where_they_were_asked_for(network, images) -> None:
+    here, there = (encode_frames(network, images, 2, silent, on) for on in (None, torch.device("meta")))
+    assert here.device == network.device and there.device.type == "meta" and there.shape == here.shape

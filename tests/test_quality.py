@@ -16,8 +16,9 @@ from easi3r.demo.rendering import Clip, render
 from easi3r.demo.worlds import FAMILIES, Family, make_world
 from easi3r.errors import InputError
 from easi3r.pairs import make_pairs
-from easi3r.quality import FAR_OFF, LEAST_PIXELS, judge, measure
+from easi3r.quality import FAR_OFF, LEAST_PIXELS, measure
 from easi3r.structures import AlignedCameras, Array, PairFlow
+from easi3r.verdict import judge
 
 WALK = Family(num_movers=3)
 

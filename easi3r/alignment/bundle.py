@@ -13,7 +13,7 @@ little (Geman and McClure, Cauchy), so that no term needs a weight by hand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import roma
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from easi3r.alignment.lens import Lenses
-from easi3r.alignment.matches import Cameras, Matches, Seen, sample, see
-from easi3r.alignment.normal import BLOCK, BORDER, CENTRE, FOCAL, GRID, KNOT, KNOTS, POSE, SCALE, SHARED_FOCAL, Normal
-from easi3r.alignment.relative import CUTOFF, RelativePoses, cross, projection_jacobian
+from easi3r.alignment.matches import Cameras, Seen
+from easi3r.alignment.normal import BLOCK, BORDER, CENTRE, FOCAL, KNOT, KNOTS, POSE, SCALE, SHARED_FOCAL, Normal
+from easi3r.alignment.relative import CUTOFF, RelativePoses, cross
+from easi3r.alignment.surfaces import Surface
 from easi3r.structures import Array
 
 ROUNDS = (3, 2, 2)  # steps before the scatters are measured anew
@@ -46,12 +47,12 @@ class State:
     centre: Tensor  # [2] float64 pixels, change of the principal point
 
     @classmethod
-    def at(cls, rotation: Tensor, translation: Tensor) -> State:
-        """Cameras with depth and focal length as they are."""
-        n, kind = len(rotation), torch.float64
+    def at_rest(cls, n: int) -> State:
+        """Every camera at the origin, depth and focal length as they are."""
+        kind = torch.float64
         return cls(
-            rotation,
-            translation,
+            torch.eye(3, dtype=kind).repeat(n, 1, 1),
+            torch.zeros(n, 3, dtype=kind),
             torch.zeros(n, dtype=kind),
             torch.zeros(n, KNOTS, dtype=kind),
             0.0,
@@ -110,18 +111,16 @@ class Problem:
     size: tuple[int, int]
     focal: Tensor  # [n, 2] float64 pixels at the start, along x and y
     centre: Tensor  # [n, 2] float64 pixels
-    log_depth: Tensor  # [n, N] float32 in the pairs' common unit
     depth_precision: Tensor  # [n] float64, 1 / variance of log depth that is believed beforehand; 0: the pairs' own
     scaled: Tensor  # [n] float32: 0 for frames whose depth is known and has the world's unit already, else 1
     pairs: Tensor  # [P, 2]
     relative: RelativePoses
-    matches: list[Matches]  # none where there is no flow
+    surfaces: list[Surface]  # none where there is no flow
     beliefs: Beliefs
     free: Array  # [n, BLOCK] bool
     border_free: Array  # [BORDER] bool
     unit: float  # world units that PRIOR_SHARE of the median depth is
     ignore_px: float
-    per_frame: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def num_frames(self) -> int:
@@ -133,66 +132,28 @@ class Problem:
 
     # --- flow and depth ----------------------------------------------------------------------------------------------
 
-    def seen(self, matches: Matches, state: State) -> tuple[Seen, Tensor, Tensor]:
-        """And the knots' weights [M, G] at the pixels and [k, M, G] where the flow ends."""
-        frame, second = matches.frame, matches.second
-        if frame not in self.per_frame:  # what each iteration needs again
-            maps = self.log_depth[second].unflatten(1, self.size)
-            self.per_frame[frame] = self.log_depth[frame, matches.chosen], sample(maps, matches.target)
-        log_depth, other = self.per_frame[frame]
-        here, there = knot_weights(matches.pixel, self.size), knot_weights(matches.target, self.size)
-        scale = self.scaled * state.log_scale
-        log_depth = log_depth + here @ state.correction[frame].float() + scale[frame]
-        other = other + (there @ state.correction[second].float()[..., None])[..., 0] + scale[second, None]
-        return see(matches, self.cameras(state), log_depth, other, self.ignore_px), here, there
+    def seen(self, surface: Surface, state: State) -> Seen:
+        shift = self.scaled * state.log_scale
+        return surface.seen(self.cameras(state), state.correction, shift, self.ignore_px)
 
-    def add_matches(self, normal: Normal, state: State, scatters: Scatters) -> float:
+    def add_surfaces(self, normal: Normal | None, state: State, scatters: Scatters) -> float:
         cost = 0.0
         scatter = torch.tensor([scatters.flow_px, scatters.flow_px, scatters.log_depth])
-        for matches in self.matches:
-            seen, here, there = self.seen(matches, state)
-            independent = min(1.0, self.size[0] * self.size[1] / PATCH_PX**2 / len(matches.chosen))
+        for surface in self.surfaces:
+            seen = self.seen(surface, state)
+            independent = min(1.0, self.size[0] * self.size[1] / PATCH_PX**2 / len(surface.log_depth))
             standard = seen.residual / scatter[:, None]
             squares = torch.stack([standard[:, :2].square().sum(dim=1), standard[:, 2].square()], dim=1)
             squares = torch.where(seen.usable[:, None], squares, 0.0) / CUTOFF**2
             cost += 0.5 * independent * CUTOFF**2 * float((squares / (1 + squares)).sum())
+            if normal is None:
+                continue
             robust = independent * seen.usable[:, None] / (1 + squares).square()  # [k, 2, M]
-            weight = (robust[:, [0, 0, 1]] / scatter[:, None].square()).flatten(1)
-            jacobian = self.jacobian_of_matches(matches, seen, here, there).transpose(1, 2).flatten(2)
-            weighted = jacobian * weight[:, None]
-            hessian = (weighted @ jacobian.mT).double().numpy()
-            gradient = (weighted @ seen.residual.flatten(1)[..., None])[..., 0].double().numpy()
-            for row, second in enumerate(matches.second.tolist()):
-                normal.add((matches.frame, second), hessian[row], gradient[row])
+            weight = robust[:, [0, 0, 1]] / scatter[:, None].square()
+            hessian, gradient = (part.double().numpy() for part in surface.normal(seen, weight, self.scaled))
+            for row, second in enumerate(surface.matches.second.tolist()):
+                normal.add((surface.matches.frame, second), hessian[row], gradient[row])
         return cost
-
-    def jacobian_of_matches(self, matches: Matches, seen: Seen, here: Tensor, there: Tensor) -> Tensor:
-        """[k, 3, 2 BLOCK + BORDER, M] of the first frame's unknowns, the second's, the border's."""
-        frame, second = matches.frame, matches.second
-        (k, _, count), focal = seen.residual.shape, seen.focal
-        jacobian = seen.residual.new_zeros(k, 3, 2 * BLOCK + BORDER, count)
-        first, other, border = jacobian[:, :, :BLOCK], jacobian[:, :, BLOCK : 2 * BLOCK], jacobian[:, :, 2 * BLOCK :]
-        # a small turn and move of the point in the second camera's frame, and there the camera's own, the other way
-        of_point = seen.residual.new_zeros(k, 3, 6, count)
-        of_point[:, :2] = projection_jacobian(seen.image, seen.inverse_z, focal[second])
-        of_point[:, 2, 0], of_point[:, 2, 1], of_point[:, 2, 5] = seen.image[:, 1], -seen.image[:, 0], seen.inverse_z
-        other[:, :, POSE] = -of_point
-        of_move = of_point[:, :, 3:]
-        carried = torch.einsum("krcm,kcd->krdm", of_move, seen.turn)  # by a move in the first camera's frame
-        cx, cy, cz = carried.unbind(dim=2)
-        x, y, z = seen.point
-        first[:, :, POSE] = torch.stack([cz * y - cy * z, cx * z - cz * x, cy * x - cx * y, cx, cy, cz], dim=2)
-        of_depth = (of_move * seen.turned[:, None]).sum(dim=2)
-        first[:, :, KNOT] = of_depth[:, :, None] * here.T
-        other[:, 2, KNOT] = -there.mT
-        border[:, :, SCALE] = of_depth * self.scaled[frame]
-        border[:, 2, SCALE] -= self.scaled[second, None]
-        first[:, :, FOCAL] = -(cx * x + cy * y)  # a longer focal length brings the point nearer to the axis
-        other[:, :2, FOCAL] = focal[second][..., None] * seen.image
-        border[:, :, SHARED_FOCAL] = first[:, :, FOCAL] + other[:, :, FOCAL]
-        border[:, :, CENTRE] = -carried[:, :, :2] * z / focal[frame][:, None]
-        border[:, :2, CENTRE] += torch.eye(2)[..., None]
-        return jacobian
 
     # --- what the pairs say of their cameras -------------------------------------------------------------------------
 
@@ -290,8 +251,16 @@ class Problem:
     def linearised(self, state: State, scatters: Scatters) -> tuple[Normal, float]:
         """The normal equations at ``state`` and the cost there."""
         normal = Normal(self.num_frames)
-        cost = self.add_matches(normal, state, scatters) + self.add_pairs(normal, state, scatters)
-        return normal, cost + self.add_beliefs(normal, state, scatters) + self.add_path(normal, state)
+        return normal, self.add_surfaces(normal, state, scatters) + self.add_others(normal, state, scatters)
+
+    def cost(self, state: State, scatters: Scatters) -> float:
+        """The same cost, without the work of the surfaces' derivatives."""
+        others = self.add_others(Normal(self.num_frames), state, scatters)
+        return self.add_surfaces(None, state, scatters) + others
+
+    def add_others(self, normal: Normal, state: State, scatters: Scatters) -> float:
+        cost = self.add_pairs(normal, state, scatters) + self.add_beliefs(normal, state, scatters)
+        return cost + self.add_path(normal, state)
 
     def measured(self, state: State, scatters: Scatters) -> Scatters:
         """The scatters of what is left at ``state``."""
@@ -307,8 +276,8 @@ class Problem:
                 return float(max(left - 1.5 * own, 1e-14) ** 0.5)
 
             scatters = replace(scatters, turn=beyond(slice(0, 3)), shift=beyond(slice(3, 6)))
-        if self.matches:
-            seen = [self.seen(matches, state)[0] for matches in self.matches]
+        if self.surfaces:
+            seen = [self.seen(surface, state) for surface in self.surfaces]
             flow = torch.cat([s.residual[:, :2].square().sum(dim=1)[s.usable] for s in seen])
             depth = torch.cat([s.residual[:, 2].abs()[s.usable] for s in seen])
             if len(flow):
@@ -325,10 +294,10 @@ def adjust(problem: Problem, state: State, scatters: Scatters) -> tuple[State, S
     for steps_of_round in ROUNDS:
         scatters = problem.measured(state, scatters)
         (normal, cost), damping = problem.linearised(state, scatters), 1e-6
-        for _ in range(steps_of_round):
+        for left in reversed(range(steps_of_round)):
             steps = normal.solve(problem.free, problem.border_free, damping)
             tried = state.moved(*steps)
-            found, new_cost = problem.linearised(tried, scatters)
+            found, new_cost = problem.linearised(tried, scatters) if left else (normal, problem.cost(tried, scatters))
             if not new_cost <= cost:
                 damping = max(100 * damping, 1e-4)
                 continue
@@ -336,13 +305,3 @@ def adjust(problem: Problem, state: State, scatters: Scatters) -> tuple[State, S
             if max(float(np.abs(part).max()) for part in steps) < CONVERGED:
                 break
     return state, scatters
-
-
-def knot_weights(pixel: Tensor, size: tuple[int, int]) -> Tensor:
-    """[..., 2] (x, y) -> [..., G]: bilinear weights of the knots, which span the image."""
-    (height, width), (rows, columns) = size, GRID
-    x = pixel[..., 0] * ((columns - 1) / max(width - 1, 1))
-    y = pixel[..., 1] * ((rows - 1) / max(height - 1, 1))
-    along_x = (1 - (x[..., None] - torch.arange(columns)).abs()).clamp(min=0)
-    along_y = (1 - (y[..., None] - torch.arange(rows)).abs()).clamp(min=0)
-    return (along_y[..., :, None] * along_x[..., None, :]).flatten(-2)

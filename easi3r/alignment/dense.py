@@ -7,9 +7,9 @@ from torch import Tensor
 
 from easi3r.alignment.bundle import Scatters
 from easi3r.alignment.matches import Cameras, FlowField, sample, see
-from easi3r.alignment.relative import CUTOFF, projection_jacobian
+from easi3r.alignment.relative import CUTOFF
 
-STEPS = 2
+STEPS = 1
 
 
 def refined(
@@ -34,15 +34,13 @@ def refined(
         prior = precision[frame]
         for _ in range(STEPS):
             seen = see(matches, cameras, better[frame], other, ignore_px)
-            of_flow = projection_jacobian(seen.image, seen.inverse_z, seen.focal[matches.second])[:, :, 3:]
-            slope = torch.cat(
-                [(of_flow * seen.turned[:, None]).sum(dim=2), (seen.inverse_z * seen.turned[:, 2])[:, None]], dim=1
-            )
             standard = seen.residual / scatter
             squares = torch.stack([standard[:, :2].square().sum(dim=1), standard[:, 2].square()], dim=1)
             weight = seen.usable[:, None] / (1 + squares / CUTOFF**2).square()
             weight = weight[:, [0, 0, 1]] / scatter.square()
-            gradient = prior * (better[frame] - log_depth[frame]) + (weight * slope * seen.residual).sum(dim=(0, 1))
-            curvature = prior + (weight * slope.square()).sum(dim=(0, 1))
+            gradient = prior * (better[frame] - log_depth[frame]) + (weight * seen.slope * seen.residual).sum(
+                dim=(0, 1)
+            )
+            curvature = prior + (weight * seen.slope.square()).sum(dim=(0, 1))
             better[frame] -= (gradient / curvature).clamp(-0.5, 0.5)
     return better

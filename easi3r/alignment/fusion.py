@@ -6,16 +6,18 @@ throughout, so that a scale is a shift and an error of a per cent is as large ne
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from easi3r.alignment.relative import CUTOFF, RelativePoses, read_view
+from easi3r.alignment.relative import CUTOFF, RelativePoses, read_view, spread
 from easi3r.structures import Array, PairPredictions
 
-STRIDES = (8, 8, 3)  # every so manieth pixel, round after round
+POINTS = (800, 2500)  # of a look, round after round
+START_LOOKS = 7  # whose median a mean starts from: of more, it takes longer than all the rest
 LEAST_SCATTER = 1e-5  # in log depth: what float32 resolves
 
 
@@ -32,14 +34,20 @@ class FusedDepth:
 class Looks:
     """The looks of each frame, computed when asked for; nothing of their size is kept."""
 
-    def __init__(self, predictions: PairPredictions, rays: Tensor, relative: RelativePoses, sample: Tensor) -> None:
+    def __init__(
+        self,
+        predictions: PairPredictions,
+        rays: Tensor,
+        relative: RelativePoses,
+        sample: slice = slice(None),
+    ) -> None:
         self.predictions, self.rays, self.relative, self.sample = predictions, rays, relative, sample
         self.pairs = torch.from_numpy(predictions.pairs)
-        self.num_frames = len(rays)
+        self.num_frames, self.size = len(rays), (predictions.points_first.shape[1], predictions.points_first.shape[2])
 
-    def on(self, sample: Tensor) -> Looks:
-        """The same looks at other pixels."""
-        return Looks(self.predictions, self.rays, self.relative, sample)
+    def on(self, count: int) -> Looks:
+        """The same looks at about so many pixels."""
+        return Looks(self.predictions, self.rays, self.relative, spread(count, self.size))
 
     def pairs_of(self, frame: int) -> Tensor:
         """[k] the pairs that look at a frame: those that begin there, then those that end there."""
@@ -67,8 +75,8 @@ def fuse(looks: Looks) -> Tensor:
     n, pairs = looks.num_frames, looks.pairs
     scale = torch.zeros(len(pairs), dtype=torch.float64)
     shift = torch.zeros(len(pairs), 2, dtype=torch.float64)  # of each look against its frame
-    for round_, stride in enumerate(STRIDES):
-        some = looks.on(looks.sample[::stride])
+    for round_, count in enumerate(POINTS):
+        some = looks.on(count)
         for frame in range(n):
             index = some.pairs_of(frame)
             log_depth, weight = some.of(frame)
@@ -108,9 +116,11 @@ def fuse_all(looks: Looks, scale: Tensor, cells: Tensor) -> FusedDepth:
 
 
 def robust_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """[k, M] -> [M] mean over k, outliers turned down (Cauchy's weights, from the median on)."""
+    """[k, M] -> [M] mean over k, outliers turned down (Cauchy's weights, from the median of a few on)."""
     usable = weight > 0
-    centre = torch.where(usable, values, torch.nan).nanmedian(dim=0).values.nan_to_num(float(values.median()))
+    some = slice(None, None, math.ceil(len(values) / START_LOOKS))
+    start = torch.where(usable[some], values[some], torch.nan).nanmedian(dim=0).values
+    centre = torch.where(start.isnan(), (weight * values).sum(dim=0) / weight.sum(dim=0).clamp(min=1e-12), start)
     scatter = _scatter(torch.where(usable, (values - centre).abs(), torch.nan).flatten())
     for _ in range(2):
         robust = weight / (1 + ((values - centre) / (CUTOFF * scatter)).square())
@@ -133,7 +143,7 @@ def robust_rows(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def _scatter(deviation: Tensor) -> float:
-    thin = deviation[:: max(1, len(deviation) // 20_000)]
+    thin = deviation[:: max(1, len(deviation) // 10_000)]
     return max(float((1.4826 * thin.nanmedian()).nan_to_num(1.0)), LEAST_SCATTER)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 
 from easi3r.alignment.initialise import centred_pixels, weiszfeld_focal
-from easi3r.alignment.relative import read_view
+from easi3r.alignment.relative import read_view, spread
 from easi3r.config import AlignmentSettings, KnownSettings
 from easi3r.structures import Known, PairPredictions
 
-POINTS = 1500  # of a view
+PAIRS, POINTS = 6, 1500  # that are looked at, of a frame, and of a pair
 LEAST_SPREAD = 1e-5  # of log focal lengths
 LEAST_SPREAD_PX = 1e-3
 PRIOR_LOG_FOCAL = 0.01  # a standard deviation of what a weight of 1 says
@@ -37,14 +38,13 @@ def lenses(
     predictions: PairPredictions,
     num_frames: int,
     size: tuple[int, int],
-    sample: Tensor,
     settings: AlignmentSettings,
     known: Known,
     uses: KnownSettings,
 ) -> Lenses:
     """Estimate what is not known.  With a shared focal length, what is known of one frame holds for all."""
     n, (height, width) = num_frames, size
-    found = [_rays_of(predictions, frame, size, sample) for frame in range(n)]  # [k, 3]: log focal, centre x, y
+    found = [_rays_of(predictions, frame, size) for frame in range(n)]  # [k, 3]: log focal, centre x, y
     every = torch.cat(found)
     spread = 1.4826 * (every - every.median(dim=0).values).abs().median(dim=0).values.double()
     own = torch.stack([rows.median(dim=0).values for rows in found]).double()
@@ -85,10 +85,10 @@ def lenses(
     )
 
 
-def _rays_of(predictions: PairPredictions, frame: int, size: tuple[int, int], sample: Tensor) -> Tensor:
-    """[k, 3] log focal length and offset of the principal point in pixels, of every pair that a frame begins."""
+def _rays_of(predictions: PairPredictions, frame: int, size: tuple[int, int]) -> Tensor:
+    """[k, 3] log focal length and offset of the principal point in pixels, of some of the pairs that a frame begins."""
     index = torch.from_numpy(np.flatnonzero(predictions.pairs[:, 0] == frame))
-    sample = sample[:: max(1, len(sample) // POINTS)]
+    index, sample = index[:: math.ceil(len(index) / PAIRS)], spread(POINTS, size)
     pixels = centred_pixels(size)[:, sample]
     points, weight = read_view(predictions, "first", index, sample)
     rows = []

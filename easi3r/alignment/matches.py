@@ -40,10 +40,11 @@ class Seen:
 
     residual: Tensor  # [k, 3, M] pixels along x and y, log depth
     usable: Tensor  # [k, M] bool
-    focal: Tensor  # [n, 2] float32
+    slope: Tensor  # [k, 3, M] how the residuals grow with the log depth of the first frame
+    focal_first: Tensor  # [2] float32 of the first frame
+    focal: Tensor  # [k, 2] float32 of the others
     point: Tensor  # [3, M] in the first camera's frame
     turn: Tensor  # [k, 3, 3] first camera's frame to the second's
-    turned: Tensor  # [k, 3, M] turn @ point: how the point in the second camera's frame grows with its log depth
     image: Tensor  # [k, 2, M] (x, y) / z in the second camera's frame
     inverse_z: Tensor  # [k, M] there
 
@@ -99,4 +100,7 @@ def see(matches: Matches, cameras: Cameras, log_depth: Tensor, other: Tensor, ig
     flow = focal[second][..., None] * image + (centre[second][:, None] - matches.target).mT
     depth = -inverse_z.log() - other
     usable = matches.usable & in_front & (flow.square().sum(dim=1) < ignore_px**2)
-    return Seen(torch.cat([flow, depth[:, None]], dim=1), usable, focal, point, turn, turned, image, inverse_z)
+    grows = turned * inverse_z[:, None]  # the point with its own log depth, in units of its depth in the second frame
+    slope = torch.cat([focal[second][..., None] * (grows[:, :2] - image * grows[:, 2:]), grows[:, 2:]], dim=1)
+    residual = torch.cat([flow, depth[:, None]], dim=1)
+    return Seen(residual, usable, slope, focal[frame], focal[second], point, turn, image, inverse_z)

@@ -6,6 +6,7 @@ Only pixels, rays and one pair at a time are needed: no world, no depth of other
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 
 import roma
 import torch
@@ -29,19 +30,26 @@ class RelativePoses:
 
 
 def relative_poses(
-    predictions: PairPredictions, rays: Tensor, focal_px: Tensor, static: Tensor, sample: Tensor
+    predictions: PairPredictions, rays: Tensor, focal_px: Tensor, static: Tensor, sample: slice
 ) -> RelativePoses:
     """Robust reprojection of the second view's points into the second camera, by Gauss-Newton, all pairs alike.
 
     rays: [n, 3, N] through the pixels, z = 1.  focal_px: [n, 2] along x and y.  static: [n, N] bool; the pixels that
-    count.  sample: [M] which of the N pixels are looked at.
+    count.  sample: which of the N pixels are looked at.
     """
     pairs = torch.from_numpy(predictions.pairs)
-    found = [
-        _of_first_frame(predictions, rows, pairs, rays, focal_px, static, sample)
-        for rows in (pairs[:, 0] == frame for frame in range(len(rays)))
-        if rows.any()
-    ]
+    rays, static = rays[..., sample], static[:, sample]
+    thin = slice(None, None, max(1, rays.shape[2] // START_POINTS))
+    begins = torch.stack([(pairs[:, 0] == frame).nonzero()[0, 0] for frame in range(len(rays))])
+    own = read_view(predictions, "first", begins, sample)[0][..., thin]  # each frame in its own camera's frame
+    found = []
+    for frame in range(len(rays)):
+        index = (pairs[:, 0] == frame).nonzero()[:, 0]
+        second = pairs[index, 1]
+        points, weight = read_view(predictions, "second", index, sample)
+        weight = _of_static(weight, static[second])
+        rotation, translation = registered(own[second], points[..., thin], weight[:, thin])
+        found.append(refine(rotation, translation, points, weight, rays[second], focal_px[second], ROUGH))
     order = torch.argsort(torch.argsort(pairs[:, 0], stable=True), stable=True)
     return RelativePoses(*(torch.cat(parts)[order] for parts in zip(*found, strict=True)))
 
@@ -51,7 +59,7 @@ def poses_by_direction(
     rays: Tensor,
     focal_px: Tensor,
     static: Tensor,
-    sample: Tensor,
+    sample: slice,
     log_depth: Tensor,
     rough: RelativePoses,
 ) -> RelativePoses:
@@ -71,7 +79,7 @@ def poses_by_direction(
         in_front = said[:, 2] > 0
         directions = said / torch.where(in_front, said[:, 2], 1.0)[:, None]
         weight = _of_static(weight * in_front, static[frame, sample].expand(len(index), -1))
-        points = (rays[frame] * log_depth[frame].exp())[:, sample].expand(len(index), -1, -1)
+        points = (rays[frame][:, sample] * log_depth[frame, sample].exp()).expand(len(index), -1, -1)
         back = rough.rotation[index].mT
         start = -(back @ rough.translation[index, :, None])[..., 0]
         found.append(refine(back, start, points, weight, directions, focal_px[pairs[index, 0]], FINE))
@@ -84,46 +92,28 @@ def _of_static(weight: Tensor, static: Tensor) -> Tensor:
     return torch.where(static.float().mean(dim=1, keepdim=True) > 0.1, weight * static, weight)
 
 
-def _of_first_frame(
-    predictions: PairPredictions,
-    rows: Tensor,
-    pairs: Tensor,
-    rays: Tensor,
-    focal_px: Tensor,
-    static: Tensor,
-    sample: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    index, second = rows.nonzero()[:, 0], pairs[rows, 1]
-    points, weight = read_view(predictions, "second", index, sample)
-    weight = _of_static(weight, static[second][:, sample])
-    start = sample[:: max(1, len(sample) // START_POINTS)]
-    thin = slice(None, None, max(1, len(sample) // START_POINTS))
-    own = torch.stack([_own_view(predictions, pairs, int(b), start) for b in second])
-    rotation, translation = registered(own, points[..., thin], weight[:, thin])
-    rays, focal = rays[second][..., sample], focal_px[second]
-    return refine(rotation, translation, points, weight, rays, focal, ROUGH)
-
-
-def read_view(predictions: PairPredictions, view: str, index: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+def read_view(predictions: PairPredictions, view: str, index: Tensor, sample: slice) -> tuple[Tensor, Tensor]:
     """Points [k, 3, M] and weights [k, M] = log(confidence) of some pairs; 0 where a point is not finite."""
-    where = index[:, None], sample
-    points = getattr(predictions, f"points_{view}").flatten(1, 2)[where]
-    weight = getattr(predictions, f"confidence_{view}").flatten(1)[where].float().log()
+    points = getattr(predictions, f"points_{view}").flatten(1, 2)[:, sample][index]
+    weight = getattr(predictions, f"confidence_{view}").flatten(1)[:, sample][index].float().log()
     points = points.float().transpose(1, 2)
     usable = points.isfinite().all(dim=1) & weight.isfinite()
     return torch.where(usable[:, None], points, 0.0), torch.where(usable, weight.clamp(min=1e-6), 0.0)
 
 
-def _own_view(predictions: PairPredictions, pairs: Tensor, frame: int, sample: Tensor) -> Tensor:
-    """[3, M] a frame's points in its own camera's frame, from a pair that it begins."""
-    index = (pairs[:, 0] == frame).nonzero()[:1, 0]
-    return read_view(predictions, "first", index, sample)[0][0]
+def spread(count: int, size: tuple[int, int]) -> slice:
+    """About ``count`` of all pixels, row-major, evenly over rows and columns, whatever the width."""
+    height, width = size
+    step = max(1, height * width // count)
+    while step > 1 and gcd(step, width) > 1:
+        step += 1
+    return slice(None, None, step)
 
 
 def registered(source: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Rotation [k, 3, 3] and translation [k, 3] of the similarity from [k, 3, M] onto [k, 3, M], least distances."""
     reweighted = weight
-    for _ in range(4):
+    for _ in range(2):
         rotation, translation, scale = roma.rigid_points_registration(
             source.mT, target.mT, weights=reweighted.clamp(min=1e-12), compute_scaling=True
         )
@@ -160,8 +150,8 @@ def refine(
         squares = torch.where(usable, residual.square().sum(dim=1), 0.0)
         scatter = robust_scatter(squares, usable)
         robust = usable * weight / (1 + squares / (CUTOFF * scatter[:, None]) ** 2)
-        jacobian = projection_jacobian(image, inverse_z, focal)  # [k, 2, 6, M] of a motion of the point
-        jacobian = -jacobian.transpose(1, 2).flatten(2)  # the camera's own motion moves points the other way
+        # of a motion of the point; the camera's own is the other way
+        jacobian = -projection_jacobian(image, inverse_z, focal).flatten(2)
         weighted = jacobian * robust.repeat(1, 2)[:, None]
         normal = (weighted @ jacobian.mT).double()
         gradient = (weighted @ residual.flatten(1)[..., None])[..., 0].double()
@@ -185,16 +175,19 @@ def robust_scatter(squares: Tensor, usable: Tensor) -> Tensor:
 
 
 def projection_jacobian(image: Tensor, inverse_z: Tensor, focal: Tensor) -> Tensor:
-    """[..., 2, 6, M] change of the pixel with a small motion (rotation vector, translation) of the point.
+    """[k, 6, 2, M] change of the pixel with a small motion (rotation vector, translation) of the point.
 
-    image: [..., 2, M] (x, y) / z of the point.  inverse_z: [..., M].  focal: [..., 2].
+    image: [k, 2, M] (x, y) / z of the point.  inverse_z: [k, M].  focal: [k, 2].
     """
-    x, y = image.unbind(dim=-2)
-    zero = torch.zeros_like(x)
-    of_x = torch.stack([-x * y, 1 + x * x, -y, inverse_z, zero, -x * inverse_z], dim=-2)
-    of_y = torch.stack([-1 - y * y, x * y, x, zero, inverse_z, -y * inverse_z], dim=-2)
-    jacobian: Tensor = torch.stack([of_x, of_y], dim=-3) * focal[..., :, None, None]
-    return jacobian
+    x, y = image.unbind(dim=1)
+    jacobian = image.new_zeros(len(image), 6, 2, image.shape[2])
+    of_x, of_y = jacobian.unbind(dim=2)
+    of_x[:, 0], of_y[:, 1] = -x * y, x * y
+    of_x[:, 1], of_y[:, 0] = 1 + x * x, -1 - y * y
+    of_x[:, 2], of_y[:, 2] = -y, x
+    of_x[:, 3], of_y[:, 4] = inverse_z, inverse_z
+    of_x[:, 5], of_y[:, 5] = -x * inverse_z, -y * inverse_z
+    return jacobian.mul_(focal[:, None, :, None])
 
 
 def cross(vector: Tensor) -> Tensor:
