@@ -1,4 +1,4 @@
-"""The command line: ``easi3r run | segment | demo | doctor``.
+"""The command line: ``easi3r run | segment | show | export | demo | doctor``.
 
 Exit codes: 0 done; 1 the work failed, one sentence on stderr says why; 2 wrong usage; 130 interrupted.
 """
@@ -6,19 +6,20 @@ Exit codes: 0 done; 1 the work failed, one sentence on stderr says why; 2 wrong 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from easi3r._version import __version__
 from easi3r.config import OPTIONS, FrameSettings, Settings, get_setting, load_settings
 from easi3r.errors import ConfigError, Easi3RError, QualityError, nearest_name
+from easi3r.export import FORMATS
 
 if TYPE_CHECKING:
     from easi3r.scene import Motion
@@ -93,8 +94,70 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser(name, parents=[clip], help=text, description=text, allow_abbrev=False)
     demo = commands.add_parser("demo", parents=[work], help="a generated clip, end to end", allow_abbrev=False)
     demo.add_argument("-o", "--output", metavar="OUT", default="easi3r_demo", help="the folder to write (easi3r_demo)")
+    _add_show(commands, shared)
+    _add_export(commands, shared)
     commands.add_parser("doctor", parents=[shared], help="versions, device, extras", allow_abbrev=False)
     return parser
+
+
+def _add_show(commands: argparse._SubParsersAction[Parser], shared: Parser) -> None:
+    text = "a saved scene in a browser (extra viewer), as one HTML file, or as a video"
+    show = commands.add_parser("show", parents=[shared], help=text, description=text, allow_abbrev=False)
+    show.add_argument("result", metavar="OUT", help="the folder of a saved scene")
+    show.add_argument("--host", default="127.0.0.1", help="to listen on (default: 127.0.0.1, this machine alone)")
+    show.add_argument("--port", type=int, default=8080, help="to listen on, or the next free one (default: 8080)")
+    show.add_argument("--html", metavar="FILE", help="write one self-contained page instead")
+    show.add_argument("--video", metavar="FILE.mp4", help="write the points as seen along the recovered camera path")
+    show.add_argument("--orbit", action="store_true", help="let the camera of --video circle smoothly instead")
+    show.add_argument("--overlay", metavar="FILE.mp4", help="write the frames with what moves marked")
+
+
+def _add_export(commands: argparse._SubParsersAction[Parser], shared: Parser) -> None:
+    text = "a saved scene in the formats of other programs: " + "; ".join(
+        f"{name}: {known.summary}" for name, known in FORMATS.items()
+    )
+    export = commands.add_parser(
+        "export", parents=[shared], help="a saved scene for other programs", description=text, allow_abbrev=False
+    )
+    export.add_argument("result", metavar="OUT", help="the folder of a saved scene")
+    export.add_argument(
+        "--to", metavar="FORMAT,...", required=True, action="extend", type=_formats, help=", ".join(FORMATS)
+    )
+    export.add_argument("-o", "--output", metavar="WHERE", help="each format becomes WHERE/FORMAT (default: OUT)")
+    export.add_argument("--overwrite", action="store_true", help="replace earlier exports")
+    export.add_argument(
+        "--keep", choices=("all", "static", "dynamic"), default="all", help="which points ply, glb and npz hold"
+    )
+    export.add_argument(
+        "--min-confidence", metavar="X", type=float, default=1.0, help="leave out points of less (default: 1, none)"
+    )
+    export.add_argument(
+        "--max-points",
+        metavar="N",
+        type=_positive,
+        help="points in all (default: 100000 in colmap and nerfstudio, 1000000 in glb, else all)",
+    )
+    export.add_argument(
+        "--original-images",
+        action="store_true",
+        help="colmap and nerfstudio: the frames of the source at their full size",
+    )
+
+
+def _formats(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in FORMATS:
+            raise argparse.ArgumentTypeError(
+                f"unknown format {name!r}{nearest_name(name, FORMATS)}; there are {', '.join(FORMATS)}"
+            )
+    return names
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,6 +177,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(report())
             elif options.command == "demo":
                 _demo(options)
+            elif options.command == "show":
+                if options.orbit and not options.video:
+                    parser.error("--orbit is for --video FILE")
+                _show(options)
+            elif options.command == "export":
+                return _export(options)
             else:
                 _work(options, _settings(parser, options))
     except KeyboardInterrupt:
@@ -125,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def _log_to_stderr(level: int) -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("easi3r: %(message)s"))
@@ -201,6 +270,59 @@ def _demo(options: argparse.Namespace) -> None:
         )
 
 
+def _show(options: argparse.Namespace) -> None:
+    from easi3r.progress import bar, silent
+    from easi3r.scene import Scene
+
+    scene, progress = Scene.load(options.result), silent if options.quiet else bar
+    written = [file for file in (options.html, options.video, options.overlay) if file]
+    if options.html:
+        from easi3r.viewer.player import write_player
+
+        write_player(scene, options.html, progress=progress)
+    if options.video or options.overlay:
+        from easi3r.viewer.video import write_overlay_video, write_scene_video
+
+        if options.video:
+            write_scene_video(scene, options.video, orbit=options.orbit, progress=progress)
+        if options.overlay:
+            write_overlay_video(scene, options.overlay, progress=progress)
+    if written:
+        if not options.quiet:
+            print(f"wrote {', '.join(written)}")
+        return
+    from easi3r.viewer.live import Viewer
+
+    with Viewer(scene, host=options.host, port=options.port, progress=progress) as viewer:
+        print(f"{viewer.address} (Ctrl-C ends it)\nfrom another machine: {viewer.ssh_command}", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+            viewer.wait()
+
+
+def _export(options: argparse.Namespace) -> int:
+    """Every format that can be written is; 1 if any cannot, each with its sentence."""
+    from easi3r.export import ExportOptions, export_formats
+    from easi3r.progress import bar, silent
+    from easi3r.scene import Scene
+
+    chosen = ExportOptions(
+        keep=options.keep,
+        min_confidence=options.min_confidence,
+        max_points=options.max_points,
+        original_images=options.original_images,
+        overwrite=options.overwrite,
+        progress=silent if options.quiet else bar,
+    )
+    scene = Scene.load(options.result)
+    written, failed = export_formats(scene, options.output or options.result, options.to, chosen)
+    if not options.quiet:
+        for name, path in written.items():
+            print(f"wrote {path}: {FORMATS[name].summary}")
+    for name, error in failed.items():
+        print(f"easi3r: {name} was not exported:", *str(error).splitlines(), file=sys.stderr)
+    return 1 if failed else 0
+
+
 def _finish(result: Motion, options: argparse.Namespace) -> None:
     folder = result.save(options.output, overwrite=options.overwrite)
     if options.quiet:
@@ -217,7 +339,7 @@ def _finish(result: Motion, options: argparse.Namespace) -> None:
         print(f"verdict without ground truth: {quality['verdict']}")
         for sentence in (*quality["reasons"], *quality["not_checked"]):
             print(f"  {sentence}")
-    print(f"wrote {folder}: scene.json says what each file is; look at images/ and dynamic_mask/ first")
+    print(f"wrote {folder}: open report.html first; scene.json says what each file is")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ are not finite.  Which frames, pixels and points take part is the caller's proto
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -83,16 +84,17 @@ def jaccard(predicted: Array, truth: Array) -> Array:
     return np.where((predicted | truth).any(axis=(1, 2)), _share(predicted & truth, predicted | truth), 1.0)
 
 
-def boundary_f(predicted: Array, truth: Array) -> Array:
+def boundary_f(predicted: Array, truth: Array, tolerance: float = BOUNDARY_TOLERANCE) -> Array:
     """F per frame, [n] float64: 2 P R / (P + R) of the boundaries, as in DAVIS (Perazzi et al. 2016).
 
-    P is the fraction of the predicted boundary no farther than ceil(0.008 * diagonal) pixels from the true one, R the
-    reverse.  A mask that is all True has no boundary, like an empty one: F is 1 if neither has any, 0 if only one has.
+    P is the fraction of the predicted boundary no farther than ceil(tolerance * diagonal) pixels from the true one, R
+    the reverse.  A mask that is all True has no boundary, like an empty one: F is 1 if neither has any, 0 if only one
+    has.
 
     predicted, truth: [n, H, W] bool, True = moves.
     """
     predicted, truth = map(_boundary, _arrays(bool, MASKS, predicted=predicted, truth=truth))
-    radius = math.ceil(BOUNDARY_TOLERANCE * math.hypot(*truth.shape[1:]))
+    radius = math.ceil(tolerance * math.hypot(*truth.shape[1:]))
     precision = _share(predicted & _dilate(truth, radius), predicted)
     recall = _share(truth & _dilate(predicted, radius), truth)
     f = 2 * precision * recall / np.where(precision + recall > 0, precision + recall, 1.0)
@@ -168,9 +170,10 @@ def absolute_trajectory_error(predicted: Array, truth: Array) -> float:
 
 
 def relative_pose_errors(predicted: Array, truth: Array) -> RelativePoseErrors:
-    """RPE at delta 1: length and angle of E_i = (Q_i^-1 Q_(i+1))^-1 (P_i^-1 P_(i+1)) over all i (Sturm et al. 2012).
+    """RPE at delta 1, all pairs: length and angle of E_i = (Q_i^-1 Q_(i+1))^-1 (P_i^-1 P_(i+1)) (Sturm et al. 2012).
 
-    P, the prediction, takes the scale of the Sim(3) that aligns it to Q, the truth; the rest of it cancels in E_i.
+    P, the prediction, takes the scale of the Sim(3) that aligns it to Q, the truth; the rest of it cancels in E_i.  If
+    either camera stands still, that scale is 1 (``umeyama``).
 
     predicted, truth: [n, 4, 4] float camera-to-world, matched row by row.
     """
@@ -182,6 +185,34 @@ def relative_pose_errors(predicted: Array, truth: Array) -> RelativePoseErrors:
     lengths = np.linalg.norm(scale * steps[:, :3, 3] - true_steps[:, :3, 3], axis=1)
     angles_deg = rotation_angle_deg(steps[:, :3, :3], true_steps[:, :3, :3])
     return RelativePoseErrors(math.sqrt((lengths**2).mean()), math.sqrt((angles_deg**2).mean()))
+
+
+def associate(times_a: Array, times_b: Array, max_difference_s: float) -> Array:
+    """Pairs of time stamps that belong together, [k, 2] int64 indices (into a, into b) in the order of a.
+
+    The smallest differences are taken first and each stamp at most once; of equal differences, the one that comes first
+    in a, then in b.  What finds no partner within the difference, both ends included, is in no pair.
+
+    times_a: [n] float seconds.  times_b: [m] float seconds.  Neither has to be in order.
+    """
+    (times_a,), (times_b,) = _arrays(float, ("n",), times_a=times_a), _arrays(float, ("m",), times_b=times_b)
+    if not max_difference_s >= 0:
+        raise ValueError(f"max_difference_s is {max_difference_s}; expected 0 or more seconds.")
+    order = np.argsort(times_b, kind="stable")
+    width = np.nextafter(max_difference_s, math.inf) + np.spacing(np.abs(times_a))  # sums round; asked exactly below
+    first = np.searchsorted(times_b[order], times_a - width, "left")
+    counts = np.searchsorted(times_b[order], times_a + width, "right") - first
+    a = np.repeat(np.arange(len(times_a)), counts)
+    b = order[np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - first, counts)]
+    differences = np.abs(times_a[a] - times_b[b])
+    pairs: dict[int, int] = {}
+    taken: set[int] = set()
+    for k in np.lexsort((b, a, differences)).tolist():
+        i, j = int(a[k]), int(b[k])
+        if differences[k] <= max_difference_s and i not in pairs and j not in taken:
+            pairs[i] = j
+            taken.add(j)
+    return np.array(sorted(pairs.items()), dtype=np.int64).reshape(-1, 2)
 
 
 def path_length(camera_to_world: Array) -> float:
@@ -231,14 +262,17 @@ def depth_errors(predicted: Array, truth: Array, valid: Array, alignment: Alignm
     return DepthErrors(float(np.abs(ratio - 1).mean()), float(((ratio > 0.8) & (ratio < 1.25)).mean()), scale, shift)
 
 
-def point_cloud_errors(predicted: Array, truth: Array) -> PointCloudErrors:
+def point_cloud_errors(
+    predicted: Array, truth: Array, nearest: Callable[[Array, Array], Array] | None = None
+) -> PointCloudErrors:
     """Accuracy, completeness and distance of a cloud in the frame and scale of the truth: nothing is aligned.
 
     predicted, truth: [n, 3] float, matched row by row, as the same pixels unprojected with either depth are.
+    nearest: another way to find ``nearest_distances``, which it stands for: a tree, where there are millions of points.
     """
     predicted, truth = _arrays(float, POINTS, predicted=predicted, truth=truth)
-    nearest = nearest_distances(predicted, truth), nearest_distances(truth, predicted)
-    distances = *nearest, np.linalg.norm(predicted - truth, axis=1)
+    nearest = nearest or nearest_distances
+    distances = nearest(predicted, truth), nearest(truth, predicted), np.linalg.norm(predicted - truth, axis=1)
     return PointCloudErrors(*(float(average(d)) for d in distances for average in (np.mean, np.median)))
 
 

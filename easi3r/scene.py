@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import imageio.v3 as iio
 import numpy as np
@@ -17,6 +17,9 @@ from easi3r.errors import InputError, OutputError
 from easi3r.geometry import depth_edges, transform, unproject
 from easi3r.storage import MARKER, whole_folder
 from easi3r.structures import Array, AttentionMaps, Crop
+
+if TYPE_CHECKING:
+    from easi3r.viewer.live import Viewer
 
 Keep = Literal["all", "static", "dynamic"]
 FORMAT_VERSION = 1
@@ -28,6 +31,7 @@ MOTION_CONVENTIONS = {
     "dynamic_score": "0 to 1, higher moves more",
     "attention.npz": "source_mean, source_std, reference_mean, reference_std, dynamic_map: [frames, h, w] tokens, 0..1",
     "timestamps": "seconds on the source's clock",
+    "report.html": "this result for people: open it in a browser",
 }
 SCENE_CONVENTIONS = MOTION_CONVENTIONS | {
     "camera_to_world": "4x4, moves camera-frame points into the world; OpenCV axes: x right, y down, z forward",
@@ -76,6 +80,9 @@ class Motion:
         """
         with whole_folder(path, overwrite=overwrite) as folder:
             self._write(folder)
+        from easi3r.report import write_report
+
+        write_report(self, path)  # once the result is in its place, which a report that fails must not cost
         return Path(path).absolute()
 
     @classmethod
@@ -221,6 +228,29 @@ class Scene(Motion):
         """[n, 8] float64 in TUM's order: timestamp tx ty tz qx qy qz qw, camera-to-world."""
         quaternions = Rotation.from_matrix(self.camera_to_world[:, :3, :3].astype(np.float64)).as_quat()
         return np.column_stack([self.timestamps, self.camera_to_world[:, :3, 3], quaternions])
+
+    def show(self, *, host: str = "127.0.0.1", port: int = 8080) -> Viewer:
+        """Serve the scene to browsers until the viewer is closed (extra viewer); scripts call ``.wait()`` on it.
+
+        host: 127.0.0.1 is this machine alone; 0.0.0.0 everybody who can reach it.  port: the next free one if it is in
+        use.  Raises MissingExtraError without viser, InputError for an address that cannot be listened on.
+        """
+        from easi3r.viewer.live import Viewer
+
+        return Viewer(self, host=host, port=port)
+
+    def export(self, path: str | Path, format: str, **options: Any) -> Path:
+        """Write the scene for another program, whole or not at all, and return the absolute path.
+
+        format: one of ``easi3r.export.FORMATS``: colmap, nerfstudio, ply, glb, npz, tum, monst3r, depth-png, depth-exr.
+        path: becomes a folder; in formats that are one file, a path with that file's suffix becomes the file itself.
+        options: the fields of ``easi3r.export.ExportOptions``, such as ``keep``, ``max_points`` and ``overwrite``.
+
+        Raises InputError for unknown formats and options, OutputError where nothing can be written.
+        """
+        from easi3r.export import ExportOptions, export_scene
+
+        return export_scene(self, path, format, ExportOptions.from_keywords(options))
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         pixels = self.images.shape[:3]

@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 from easi3r import metrics
 from easi3r.metrics import (
     absolute_trajectory_error,
+    associate,
     auc,
     average_precision,
     boundary_f,
@@ -312,6 +313,84 @@ def test_ate_and_rpe_equal_evo() -> None:
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9)
 
 
+def test_ate_and_rpe_equal_evo_on_unequal_time_stamps() -> None:
+    evo_metrics = pytest.importorskip("evo.core.metrics", reason="evo, the oracle, is not installed")
+    from evo.core import sync
+    from evo.core.trajectory import PoseTrajectory3D
+
+    relations = evo_metrics.PoseRelation
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        times = 1.3e9 + np.arange(40) / 30  # stamps differ by less than half of a step: one answer is right
+        poses = trajectory(rng, 40)
+        noisy = poses.copy()
+        noisy[:, :3, 3] += 0.1 * rng.normal(size=(40, 3))
+        noisy[:, :3, :3] @= Rotation.from_rotvec(0.1 * rng.normal(size=(40, 3))).as_matrix()
+        sides = []
+        for side in (noisy, poses):
+            kept = np.flatnonzero(rng.random(40) > 0.2)
+            sides.append((times[kept] + rng.uniform(-0.004, 0.004, len(kept)), side[kept]))
+        (ours_s, predicted), (truth_s, truth) = sides
+        i, j = associate(ours_s, truth_s, 0.01).T
+        estimate, reference = (PoseTrajectory3D(poses_se3=list(p), timestamps=t) for t, p in sides)
+        reference, estimate = sync.associate_trajectories(reference, estimate, max_diff=0.01)
+        assert 10 < len(i) == estimate.num_poses < 40
+        estimate.align(reference, correct_scale=True)
+        oracles = [evo_metrics.APE(relations.translation_part)]
+        for relation in (relations.translation_part, relations.rotation_angle_deg):
+            oracles.append(evo_metrics.RPE(relation, delta=1, delta_unit=evo_metrics.Unit.frames, all_pairs=True))
+        for oracle in oracles:
+            oracle.process_data((reference, estimate))
+        expected = [oracle.get_statistic(evo_metrics.StatisticsType.rmse) for oracle in oracles]
+        errors = relative_pose_errors(predicted[i], truth[j])
+        ours = absolute_trajectory_error(predicted[i], truth[j]), *astuple(errors)
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9)
+
+
+def associate_by_search(a: list[float], b: list[float], most: float) -> list[list[int]]:
+    left_a, left_b, pairs = set(range(len(a))), set(range(len(b))), []
+    while left_a and left_b:
+        difference, i, j = min((abs(a[i] - b[j]), i, j) for i in left_a for j in left_b)
+        if difference > most:
+            break
+        left_a.remove(i)
+        left_b.remove(j)
+        pairs.append([i, j])
+    return sorted(pairs)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_association_takes_the_closest_first(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for offset, step in ((0.0, 1.0), (1.3e9, 1 / 64), (-5.0, 0.01)):
+        a = offset + step * rng.uniform(0, 12, rng.integers(1, 15))  # neither is in order
+        b = offset + step * np.round(rng.uniform(0, 12, rng.integers(1, 15)) * 4) / 4  # some stamps are equal
+        for most in (0.0, 0.3 * step, 2 * step, 100.0):
+            pairs = associate(a, b, most)
+            assert pairs.tolist() == associate_by_search(a.tolist(), b.tolist(), most)
+            assert pairs.dtype == np.int64 and pairs.shape == (len(pairs), 2)
+
+
+def test_association_of_known_stamps() -> None:
+    seconds = np.array([0.0, 1.0, 2.0])
+    assert associate(seconds, seconds, 0.0).tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert associate(seconds, seconds[::-1], 0.0).tolist() == [[0, 2], [1, 1], [2, 0]]
+    assert associate(seconds, seconds + 0.25, 0.25).tolist() == [[0, 0], [1, 1], [2, 2]], "the end is included"
+    assert associate(seconds, seconds + 0.25, 0.2499).shape == (0, 2)
+    assert associate(np.array([0.0, 0.1]), np.array([0.11]), 1.0).tolist() == [[1, 0]], "each stamp once"
+    assert associate(np.array([0.0, 0.5]), np.array([0.25]), 1.0).tolist() == [[0, 0]], "of equals the first"
+    many = np.arange(20_000) / 30
+    assert (associate(many + 1e-3, many, 0.02) == np.arange(20_000)[:, None]).all()
+
+
+def test_f_by_another_tolerance() -> None:
+    truth = np.zeros((1, 30, 40), dtype=bool)  # diagonal 50
+    truth[0, 10:20, 10:20] = True
+    moved_by_3 = np.roll(truth, 3, axis=2)
+    assert boundary_f(moved_by_3, truth, 3 / 50) == 1 and boundary_f(moved_by_3, truth) < 1
+    assert boundary_f(moved_by_3, truth, 0.0) < boundary_f(moved_by_3, truth)
+
+
 def test_known_trajectory_errors() -> None:
     square = np.tile(np.eye(4), (4, 1, 1))
     square[:, :3, 3] = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
@@ -414,6 +493,10 @@ def test_point_cloud_errors_of_known_clouds() -> None:
     one_far = np.array([[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 8.0]])
     np.testing.assert_allclose(astuple(point_cloud_errors(one_far, truth))[:4], [2, 0, 15, 15])
     assert astuple(point_cloud_errors(truth, truth)) == (0,) * 6
+    rng = np.random.default_rng(0)
+    some, others = rng.normal(size=(2, 300, 3))
+    by_tree = point_cloud_errors(some, others, lambda points, all_others: cKDTree(all_others).query(points)[0])
+    np.testing.assert_allclose(astuple(by_tree), astuple(point_cloud_errors(some, others)), atol=1e-12)
 
 
 # --- bad input, and what importing costs
@@ -437,6 +520,10 @@ BAD_INPUT = {
     "points that are not finite": (lambda: umeyama(NAN, np.ones((3, 3))), ["source_points", "nan"]),
     "trajectories of other lengths": (lambda: absolute_trajectory_error(POSES, POSES[:2]), ["truth", "(2, 4, 4)"]),
     "poses without their last row": (lambda: relative_pose_errors(POSES[:, :3], POSES), ["(3, 3, 4)", "(n, 4, 4)"]),
+    "no time stamps": (lambda: associate(np.zeros(0), np.zeros(3), 1.0), ["times_a", "(0,)"]),
+    "nan in time stamps": (lambda: associate(np.zeros(3), NAN[0], 1.0), ["times_b", "nan"]),
+    "a negative difference": (lambda: associate(np.zeros(3), np.zeros(3), -0.1), ["max_difference_s", "-0.1"]),
+    "a difference that is nan": (lambda: associate(np.zeros(3), np.zeros(3), np.nan), ["max_difference_s", "nan"]),
     "lost poses": (lambda: relative_pose_errors(0 * POSES, POSES), ["rotation"]),
     "nan in poses": (lambda: path_length(POSES * np.nan), ["camera_to_world", "nan"]),
     "no rotation": (lambda: rotation_angle_deg(2 * np.eye(3), np.eye(3)), ["rotation", "orthonormal"]),

@@ -98,7 +98,7 @@ def test_padding_is_saved_too(tmp_path):
 def test_the_folder_of_a_scene_holds_what_the_contract_lists(tmp_path):
     scene = make_scene(3)
     scene.save(tmp_path / "out")
-    files = {"scene.json", "trajectory.txt", "cameras.npz", "attention.npz", *PIXEL_FOLDERS}
+    files = {"scene.json", "trajectory.txt", "cameras.npz", "attention.npz", "report.html", *PIXEL_FOLDERS}
     for folder, suffix in PIXEL_FOLDERS.items():
         files |= {f"{folder}/frame_{i:05d}.{suffix}" for i in range(3)}
     assert set(listing(tmp_path / "out")) == files

@@ -13,8 +13,8 @@ from easi3r.config import PairSettings
 from easi3r.demo.rendering import Clip, render
 from easi3r.demo.worlds import Family, make_world
 from easi3r.pairs import make_pairs
-from evaluation import signals, synthetic
-from evaluation.synthetic import Labels, best_iou, mean_and_error, separate
+from evaluation import checkpoint, signals
+from evaluation.checkpoint import Labels, best_iou, mean_and_error, separate
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +79,12 @@ def test_the_command_prints_its_tables_and_writes_every_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ["--pairs=4", "--clips=2", "--reconstructions=1", "--frames=3"]
-    synthetic.main([*small, f"--json={tmp_path / 'all.json'}"])
+    checkpoint.main([*small, f"--json={tmp_path / 'all.json'}"])
     screen = capsys.readouterr().out
     for words in ("held-out static pairs", "1 development clips", "1 test clips", "true masks, both", "frozen twin"):
         assert words in screen
     result = json.loads((tmp_path / "all.json").read_text())
     assert result["static pairs"]["second_view_wrong_other"] > 0
-    assert set(result["reconstruction"]) == set(synthetic.RECONSTRUCTIONS)
+    assert set(result["reconstruction"]) == set(checkpoint.RECONSTRUCTIONS)
     for table in ("signals, test", "reconstruction", "masks"):
         assert all(np.isfinite(mean) for scores in result[table].values() for mean, _ in scores.values())
