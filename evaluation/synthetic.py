@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     width, height = worlds.size
     print(
-        f"{options.clips} held-out clips of the family {options.family!r}, {options.frames} frames of {width}x{height}; "
+        f"{options.clips} held-out clips of {options.frames} frames of {width}x{height}, family {options.family!r}; "
         f"J and F of all frames together, ATE and RTE in metres after Sim(3), depth after one scale per clip\n\n{text}"
     )
     return 0

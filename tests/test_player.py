@@ -15,7 +15,6 @@ from PIL import Image
 from viewer_scenes import is_blue, is_red, make_scene, project, square_center
 
 from easi3r.viewer.player import POINT, player_page, quantisation_box, write_player
-from easi3r.viewer.shown import shown_points
 
 
 def read_page(page):
