@@ -68,7 +68,7 @@ class Easi3RMethod:
 
 @dataclass(frozen=True)
 class AllStatic:
-    """The floor of every table: nothing moves, the camera included, and everything is one unit away.
+    """The floor of every table: nothing moves, the camera included, and everything is one unit away, by no K.
 
     patch_size and trained_size are those of the network it is compared with.
     """
@@ -79,17 +79,14 @@ class AllStatic:
     name: str = "all-static"
 
     def __call__(self, images: tuple[Path, ...]) -> Estimate:
-        """Of n images; the focal length is the long side.  Raises InputError for frames that cannot be read."""
+        """Of n images.  Raises InputError for frames that cannot be read."""
         read = read_frames(list(images), self.frames, patch_size=self.patch_size, trained_size=self.trained_size)
         n, height, width = read.images.shape[:3]
-        focal = max(height, width)
-        camera = np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]], dtype=np.float64)
         return Estimate(
             crops=read.crops,
             masks=np.zeros((n, height, width), dtype=bool),
             camera_to_world=np.tile(np.eye(4), (n, 1, 1)),
             depth=np.ones((n, height, width), dtype=np.float32),
-            intrinsics=np.tile(camera, (n, 1, 1)),
         )
 
 

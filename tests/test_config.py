@@ -77,6 +77,7 @@ OTHER_VALUES = {  # one value per setting that is not its default
     "dtype": "float32",
     "batch_size": 2,
     "memory": 3.5,
+    "offload": True,
 }
 
 
