@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -302,7 +303,12 @@ def _read_frames(folder: Path, num_frames: int, suffix: str) -> Array:
     if found != num_frames:  # asked first, lest a damaged number of frames fill the memory
         raise ValueError(f"{folder.name} holds {found} frames where {num_frames!r} were expected")
     paths = [folder / f"frame_{i:05d}.{suffix}" for i in range(num_frames)]
-    return np.stack([iio.imread(path, plugin="pillow") if suffix == "png" else np.load(path) for path in paths])
+    with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
+        return np.stack(list(pool.map(_read_frame, paths)))
+
+
+def _read_frame(path: Path) -> Array:
+    return np.asarray(iio.imread(path, plugin="pillow") if path.suffix == ".png" else np.load(path))
 
 
 def _refuse_constant(name: str) -> None:

@@ -147,4 +147,5 @@ def _rank(values: Array) -> Array:
     """[m] -> [m] uint8: 255 times the share of the values that are no greater, so that equal ones stay together."""
     if not len(values):
         return np.zeros(0, dtype=np.uint8)
-    return np.asarray(255 * np.searchsorted(np.sort(values), values, side="right") // len(values)).astype(np.uint8)
+    steps = np.sort(values)[-(-np.arange(1, 256) * len(values) // 255) - 1]  # from which value on a rank is reached
+    return np.searchsorted(steps, values, side="right").astype(np.uint8)
