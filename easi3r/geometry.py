@@ -41,6 +41,18 @@ def invert_rigid(matrix: Array) -> Array:
     return inverse
 
 
+def induced_flow(depth: Array, intrinsics: Array, other_intrinsics: Array, pose: Array, other_pose: Array) -> Array:
+    """[H, W, 2] float64: the flow of a frame with z-depth [H, W] to another, if nothing moves but the camera.
+
+    intrinsics: [3, 3].  poses: [4, 4] camera-to-world.  NaN where a point lies behind the other camera.
+    """
+    other_from_this = invert_rigid(other_pose.astype(np.float64)) @ pose.astype(np.float64)
+    points = transform(unproject(depth.astype(np.float64), intrinsics.astype(np.float64)), other_from_this)
+    z = np.where(points[..., 2:] > 0, points[..., 2:], np.nan)
+    there = (points @ other_intrinsics.T.astype(np.float64))[..., :2] / z
+    return np.asarray(there - pixel_grid(*depth.shape))
+
+
 def depth_edges(depth: Array, tolerance: float = 0.05) -> Array:
     """z-depth [..., H, W] -> [..., H, W] bool: pixels on either side of a discontinuity, and those hanging between.
 

@@ -19,7 +19,7 @@ from easi3r.config import FrameSettings, PairSettings, Settings
 from easi3r.dynamic_masks import prove
 from easi3r.flow import estimate_flow
 from easi3r.frames import read_frames
-from easi3r.geometry import invert_rigid, pixel_grid, transform, unproject
+from easi3r.geometry import induced_flow, pixel_grid
 from easi3r.model import Easi3R
 from easi3r.pairs import make_pairs
 from easi3r.progress import silent
@@ -105,18 +105,6 @@ def ego_motion_residual(flow: PairFlow, camera_to_world: Array, intrinsics: Arra
         return np.asarray(np.abs(flow.flow[k] - explained).sum(axis=-1))
 
     return median_over_pairs(residual, flow, len(depth))
-
-
-def induced_flow(depth: Array, intrinsics: Array, other_intrinsics: Array, pose: Array, other_pose: Array) -> Array:
-    """[H, W, 2] float64: the flow of a frame with z-depth [H, W] to another, if nothing moves but the camera.
-
-    intrinsics: [3, 3].  poses: [4, 4] camera-to-world.  NaN where a point lies behind the other camera.
-    """
-    other_from_this = invert_rigid(other_pose.astype(np.float64)) @ pose.astype(np.float64)
-    points = transform(unproject(depth.astype(np.float64), intrinsics.astype(np.float64)), other_from_this)
-    z = np.where(points[..., 2:] > 0, points[..., 2:], np.nan)
-    there = (points @ other_intrinsics.T.astype(np.float64))[..., :2] / z
-    return np.asarray(there - pixel_grid(*depth.shape))
 
 
 def median_over_pairs(residual: Callable[[int], Array], flow: PairFlow, num_frames: int) -> Array:

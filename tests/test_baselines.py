@@ -12,7 +12,7 @@ from easi3r.config import FrameSettings, Settings
 from easi3r.demo.rendering import Clip, render
 from easi3r.demo.worlds import FAMILIES, Family, make_world
 from easi3r.dynamic_masks import prove
-from easi3r.geometry import depth_edges
+from easi3r.geometry import depth_edges, induced_flow
 from easi3r.metrics import jaccard
 from easi3r.pairs import make_pairs
 from easi3r.structures import PairFlow
@@ -23,7 +23,6 @@ from evaluation.baselines import (
     homography_flow,
     homography_masks,
     homography_residual,
-    induced_flow,
     median_over_pairs,
 )
 from evaluation.datasets.worlds import Worlds

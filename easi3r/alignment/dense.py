@@ -1,4 +1,4 @@
-"""Every depth by itself, once the cameras stand: one unknown per pixel, a few steps in closed form."""
+"""Every depth by itself, once the cameras stand: one unknown per pixel, one step in closed form."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from torch import Tensor
 from easi3r.alignment.bundle import Scatters
 from easi3r.alignment.matches import Cameras, FlowField, sample, see
 from easi3r.alignment.relative import CUTOFF
-
-STEPS = 1
 
 
 def refined(
@@ -23,24 +21,20 @@ def refined(
     """[n, N] log depth, from what the pairs say, where the flow sees each pixel, and the depth that is there.
 
     log_depth: [n, N] from the pairs.  precision: [n, N] 1 / variance of each pixel, by itself.
-    Newton's steps on the terms of :mod:`easi3r.alignment.bundle`; all frames start from the same maps.
+    One step of Gauss and Newton on the terms of :mod:`easi3r.alignment.bundle`, of all frames from the same maps.
     """
-    better = log_depth.clone()
+    better = torch.empty_like(log_depth)
     everywhere = torch.arange(log_depth.shape[1])
     scatter = torch.tensor([scatters.flow_px, scatters.flow_px, scatters.log_depth])[:, None]
     for frame in range(len(log_depth)):
         matches = flow.matches(frame, everywhere)
         other = sample(log_depth[matches.second].unflatten(1, flow.size), matches.target)
-        prior = precision[frame]
-        for _ in range(STEPS):
-            seen = see(matches, cameras, better[frame], other, ignore_px)
-            standard = seen.residual / scatter
-            squares = torch.stack([standard[:, :2].square().sum(dim=1), standard[:, 2].square()], dim=1)
-            weight = seen.usable[:, None] / (1 + squares / CUTOFF**2).square()
-            weight = weight[:, [0, 0, 1]] / scatter.square()
-            gradient = prior * (better[frame] - log_depth[frame]) + (weight * seen.slope * seen.residual).sum(
-                dim=(0, 1)
-            )
-            curvature = prior + (weight * seen.slope.square()).sum(dim=(0, 1))
-            better[frame] -= (gradient / curvature).clamp(-0.5, 0.5)
+        seen = see(matches, cameras, log_depth[frame], other, ignore_px)
+        standard = seen.residual / scatter
+        squares = torch.stack([standard[:, :2].square().sum(dim=1), standard[:, 2].square()], dim=1)
+        weight = seen.usable[:, None] / (1 + squares / CUTOFF**2).square()
+        weight = weight[:, [0, 0, 1]] / scatter.square()
+        gradient = (weight * seen.slope * seen.residual).sum(dim=(0, 1))
+        curvature = precision[frame] + (weight * seen.slope.square()).sum(dim=(0, 1))
+        better[frame] = log_depth[frame] - (gradient / curvature).clamp(-0.5, 0.5)
     return better

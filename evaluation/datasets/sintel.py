@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from easi3r.errors import InputError
-from easi3r.geometry import pixel_grid, transform, unproject
+from easi3r.geometry import induced_flow, invert_rigid
 from easi3r.structures import Array
 from evaluation.datasets.layout import Layout, check_rigid, choose, frame_shape, numbered, read_layers, reading
 from evaluation.datasets.sequence import Sequence
@@ -114,10 +114,8 @@ def moves(
     NaN for its flow or depth, or whose still point would come to lie behind the next camera, does not move.
     """
     (intrinsics, world_to_camera), (next_intrinsics, world_to_next) = camera, after
-    points = transform(unproject(depth.astype(np.float64), intrinsics), world_to_next @ np.linalg.inv(world_to_camera))
-    points[points[..., 2] <= 0] = np.nan
-    projected = points @ next_intrinsics.T
-    still = projected[..., :2] / projected[..., 2:] - pixel_grid(*depth.shape)
+    poses = invert_rigid(world_to_camera), invert_rigid(world_to_next)
+    still = induced_flow(depth, intrinsics, next_intrinsics, *poses)
     return np.asarray(np.linalg.norm(flow - still, axis=2) > motion_px)
 
 
