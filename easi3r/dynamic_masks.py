@@ -10,10 +10,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from easi3r.config import MotionSettings
 from easi3r.normalise import min_max_per_frame
 from easi3r.structures import Array, DynamicMasks
 
 HISTOGRAM_BINS = 256
+
+
+def masks_of(
+    dynamic_map: Array, labels: Array, patch_size: int, residual_px: Array | None, settings: MotionSettings
+) -> DynamicMasks:
+    """What moves, by the evidence that the settings ask for.
+
+    dynamic_map: [n, h, w].  labels: [n, h, w].  residual_px: [n, H, W] epipolar residuals of the flow; None: attention
+    alone, as published.
+    """
+    masks = make_masks(dynamic_map, labels, patch_size)
+    if residual_px is None:
+        return masks
+    least = settings.min_motion * max(residual_px.shape[1:])
+    return add_flow(masks, labels, residual_px, least) if settings.evidence == "both" else prove(residual_px, least)
 
 
 def cluster_tokens(tokens: Tensor, num_clusters: int, seed: int) -> Array:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from easi3r.backbones.heads import unrounded
-from easi3r.backbones.vggt import Grid, Vggt
+from easi3r.backbones.interface import Grid
+from easi3r.backbones.vggt import Vggt
 from easi3r.backbones.vggt_sites import observe_patches
 from easi3r.normalise import min_max_per_frame
 from easi3r.structures import Array

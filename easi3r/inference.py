@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from easi3r.backbones.dust3r import Dust3r, Grid
+from easi3r.backbones.dust3r import Dust3r
+from easi3r.backbones.interface import Backbone, Grid
 from easi3r.precision import computing
 from easi3r.progress import Progress
 from easi3r.structures import Array, PairPredictions
@@ -20,14 +21,15 @@ from hooks import capture_attention, cut_attention
 AttentionListener = Callable[[Array, Tensor, Tensor], None]
 
 
-def to_network_input(images: Array) -> Tensor:
-    """[B, H, W, 3] uint8 RGB -> [B, 3, H, W] float32 in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+def to_network_input(images: Array, input_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    """[B, H, W, 3] uint8 RGB -> [B, 3, H, W] float32 in ``input_range``."""
+    low, high = input_range
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 * (high - low) + low
 
 
 @torch.no_grad()
 def encode_frames(
-    network: Dust3r, images: Array, batch_size: int, progress: Progress, keep_on: torch.device | None = None
+    network: Backbone, images: Array, batch_size: int, progress: Progress, keep_on: torch.device | None = None
 ) -> Tensor:
     """[n, H, W, 3] uint8 -> encoder tokens [n, N, C] in the format of the network's matrices.
 
@@ -37,7 +39,9 @@ def encode_frames(
     with computing(network):
         return torch.cat(
             [
-                network.encode(to_network_input(images[start : start + batch_size])).to(keep_on, network.dtype)
+                network.encode(to_network_input(images[start : start + batch_size], network.input_range)).to(
+                    keep_on, network.dtype
+                )
                 for start in progress(starts, "encoding frames")
             ]
         )

@@ -12,7 +12,8 @@ from torch import nn
 from easi3r.backbones.adoption import adopt_network
 from easi3r.backbones.checkpoint import load_checkpoint
 from easi3r.config import Settings, load_settings
-from easi3r.pipeline import choose_device, run
+from easi3r.device import choose_device
+from easi3r.pipeline import run
 from easi3r.progress import Progress, bar, silent
 from easi3r.scene import Motion, Scene
 

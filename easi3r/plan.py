@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from easi3r.backbones.dust3r import Dust3r, Dust3rConfig
 from easi3r.config import Settings
 from easi3r.errors import InputError
 from easi3r.pairs import make_pairs
+from easi3r.passes import Passes
 
 GIB = 1 << 30
 SHARE = 0.7  # of the free memory that 'auto' allows itself
@@ -53,13 +53,14 @@ class Plan:
         )
 
 
-def make_plan(network: Dust3r, size: tuple[int, int, int], settings: Settings, *, masks_only: bool) -> Plan:
+def make_plan(passes: Passes, size: tuple[int, int, int], settings: Settings, *, masks_only: bool) -> Plan:
     """The longest pieces and the largest batches that stay within ``settings.memory``.
 
     size: frames, height and width of the clip.  Raises InputError if even the shortest pieces exceed a
     limit that was given.
     """
     num_frames, height, width = size
+    network = passes.network
     device, divisible = network.device, settings.pairs.graph != "reference"  # which pairs one frame with all others
     limit = settings.pieces.frames if divisible else num_frames
     budget = allowed_bytes(settings.memory, device)
@@ -69,7 +70,7 @@ def make_plan(network: Dust3r, size: tuple[int, int, int], settings: Settings, *
     batch_size = at_most if settings.batch_size == "auto" else settings.batch_size
     while True:
         pieces = cut_clip(num_frames, limit, overlap)
-        plan = _costs(network, pieces, batch_size, size, settings, rate, masks_only=masks_only)
+        plan = _costs(passes, pieces, batch_size, size, settings, rate, masks_only=masks_only)
         if plan.device_bytes <= budget:
             return plan
         if settings.batch_size == "auto" and batch_size > 1:
@@ -135,7 +136,7 @@ def free_host_bytes() -> float:
 
 
 def _costs(
-    network: Dust3r,
+    passes: Passes,
     pieces: tuple[range, ...],
     batch_size: int,
     size: tuple[int, int, int],
@@ -146,51 +147,32 @@ def _costs(
 ) -> Plan:
     """rate: floating-point operations per second."""
     num_frames, height, width = size
-    pixels, length = height * width, len(pieces[0])
-    tokens = pixels // network.config.patch_size**2
+    pixels, length, network = height * width, len(pieces[0]), passes.network
     pairs = len(make_pairs(length, settings.pairs))
     weights = float(sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()))
     if network.device.type == "cuda":  # with whatever else is there already, the same weights in float32 above all
         weights = float(torch.cuda.memory_allocated(network.device))
-    element = network.decoder_embed.weight.element_size()
-    activations = batch_size * 2 * tokens * 40 * network.config.enc_embed_dim * element
-    if not masks_only and network.config.head_type == "dpt":
-        activations += batch_size * pixels * 256 * 3 * element
-    channels = network.config.dec_depth * network.config.dec_num_heads
-    statistics = length * tokens * 16 * channels
-    encoded = length * tokens * element * network.config.enc_embed_dim
+    load = passes.load((length, height, width), pairs, batch_size, settings, masks_only=masks_only)
     aligning = 0 if masks_only else pixels * (PAIR_BYTES * pairs + FRAME_BYTES * length)
     clip = CLIP_BYTES * pixels * num_frames
-    passes = settings.motion.passes if settings.motion.masks is None else 1
-    flops = num_frames * encoder_flops(network.config, tokens)
-    flops += len(pieces) * pairs * passes * decoder_flops(network.config, tokens)
-    seconds = flops / rate
+    seconds = (num_frames * load.frame_flops + len(pieces) * load.pass_flops) / rate
     cores = max(1, torch.get_num_threads())
     seconds += len(pieces) * pairs * pixels * FLOW_NS * 1e-9
     if not masks_only and settings.alignment.method != "none":
         published = settings.alignment.iterations * OBJECTIVE_NS
         per_pixel = published if settings.alignment.method == "published" else ALIGN_NS
         seconds += len(pieces) * pairs * pixels * per_pixel * 1e-9 / cores
-    on_device, on_host = weights + activations + statistics, BASE_BYTES + clip + aligning
+    on_device, on_host = weights + load.activation_bytes + load.kept_bytes, BASE_BYTES + clip + aligning
     if settings.alignment.method == "published" and network.device.type != "cpu":  # it works where the network does
         on_device += aligning
-    on_device, on_host = (on_device, on_host + encoded) if settings.offload else (on_device + encoded, on_host)
+    if settings.offload:
+        on_host += load.token_bytes
+    else:
+        on_device += load.token_bytes
     disk = DISK_BYTES * pixels * num_frames
     if network.device.type == "cpu":
         return Plan(pieces, batch_size, on_device + on_host, 0, disk, seconds)
     return Plan(pieces, batch_size, on_device, on_host, disk, seconds)
-
-
-def encoder_flops(config: Dust3rConfig, tokens: int) -> float:
-    """Of one frame."""
-    width = config.enc_embed_dim
-    return config.enc_depth * (24.0 * tokens * width**2 + 4.0 * tokens**2 * width)
-
-
-def decoder_flops(config: Dust3rConfig, tokens: int) -> float:
-    """Of one directed pair, both decoders, without heads."""
-    width = config.dec_embed_dim
-    return 2 * config.dec_depth * (32.0 * tokens * width**2 + 8.0 * tokens**2 * width)
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

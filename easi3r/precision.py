@@ -6,23 +6,25 @@ exponentials behind it.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
-from easi3r.backbones.dust3r import Dust3r
+from easi3r.backbones.interface import Backbone
 from easi3r.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-
+Network = TypeVar("Network", bound=Backbone)
 
 SMALL = 128  # channels, below which a product is too small to gain
 
 
-def choose_dtype(name: str, network: Dust3r) -> torch.dtype:
+def choose_dtype(name: str, network: Backbone) -> torch.dtype:
     """'auto' is the format in which the network's device is fastest; raises InputError for one it cannot use."""
     device = network.device
-    if name == "auto" and min(network.config.enc_embed_dim, network.config.dec_embed_dim) < SMALL:
+    if name == "auto" and network.narrowest < SMALL:
         return torch.float32
     if name == "auto":
         if device.type == "cuda":
@@ -39,14 +41,15 @@ def fast_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def in_precision(network: Dust3r, dtype: torch.dtype) -> Dust3r:
+def in_precision(network: Network, dtype: torch.dtype) -> Network:
     """The network with its matrices in ``dtype`` and everything else in float32.
 
     Tensors that already are what they should be are shared, all others copied; ``network`` stays as it is (and is
     returned where there is nothing to change).
     """
-    last = {f"{head}.{network.downstream_head1.last_layer}" for head in ("downstream_head1", "downstream_head2")}
-    low = {name for name, module in network.named_modules() if isinstance(module, MATRICES) and name not in last}
+    low = {
+        name for name, part in network.named_modules() if isinstance(part, MATRICES) and not network.stays_float32(name)
+    }
     state = {
         name: tensor.detach().to(dtype if name.rpartition(".")[0] in low else torch.float32)
         for name, tensor in network.state_dict().items()
@@ -54,12 +57,12 @@ def in_precision(network: Dust3r, dtype: torch.dtype) -> Dust3r:
     if all(state[name].dtype == tensor.dtype for name, tensor in network.state_dict().items()):
         return network
     with torch.device("meta"):
-        twin = Dust3r(network.config)
+        twin = type(network)(network.config)
     twin.load_state_dict(state, assign=True)
     return twin.requires_grad_(False).eval()
 
 
-def computing(network: Dust3r) -> torch.autocast:
+def computing(network: Backbone) -> torch.autocast:
     """A context in which the network's float32 activations meet its matrices in their format."""
     low = network.dtype in (torch.bfloat16, torch.float16)
     return torch.autocast(network.device.type, network.dtype if low else None, enabled=low)

@@ -25,8 +25,8 @@ class WrittenOut(Attend):
         self.kept: Tensor | None = None
         self.cut: Tensor | None = None  # [B, Nq, Nk] bool
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor | None) -> Tensor | None:
-        assert v is not None
+    def forward(self, q: Tensor, k: Tensor, v: Tensor | None, *, kept: Tensor | None = None) -> Tensor | None:
+        assert v is not None and kept is None
         logits = q @ k.mT * q.shape[-1] ** -0.5
         self.kept = logits.clone()
         weights = logits.softmax(-1)

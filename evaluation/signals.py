@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from easi3r.attention_maps import normalised_map, replace_sink
-from easi3r.backbones.dust3r import Dust3r, Grid
+from easi3r.backbones.dust3r import Dust3r
+from easi3r.backbones.interface import Grid
 from easi3r.config import FlowSettings
 from easi3r.demo.judgement import focal_of_pointmap, pose_of_pointmap
 from easi3r.demo.static_pairs import token_centres

@@ -1,7 +1,7 @@
 """Observe and edit the attention of a network through forward hooks.  Imports torch alone."""
 
-from hooks.capture import CapturedAttention, capture_attention
-from hooks.edit import cut_attention
+from hooks.capture import CapturedAttention, capture_attention, observe_attention
+from hooks.edit import cut_attention, drop_keys
 from hooks.sites import Attend, HookError, find_sites
 from hooks.statistics import FrameStatistics
 
@@ -12,5 +12,7 @@ __all__ = [
     "HookError",
     "capture_attention",
     "cut_attention",
+    "drop_keys",
     "find_sites",
+    "observe_attention",
 ]

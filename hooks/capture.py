@@ -1,8 +1,9 @@
-"""Read cross-attention: the mean over queries of the logits, without ever forming an N x N matrix."""
+"""Read attention: queries and keys as they meet, and of cross-attention the mean over queries of the logits,
+without ever forming an N x N matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -98,3 +99,30 @@ def capture_attention(network: nn.Module) -> Iterator[CapturedAttention]:
         yield captured
     if not captured.passes_taken:
         captured.check()
+
+
+@contextmanager
+def observe_attention(
+    network: nn.Module, observer: Callable[[int, Tensor, Tensor], None], *, location: str, layers: frozenset[int]
+) -> Iterator[None]:
+    """Show ``observer`` each layer's index, queries and keys [B, heads, N, D] (after rotation) while the block runs.
+
+    layers: those to look at, from 0.  The network's output is untouched and the hooks are removed on exit, exceptions
+    included.  Raises HookError if the network has no such sites, or if a layer was not reached inside the block.
+    """
+    sites = find_sites(network, location)
+    reached: set[int] = set()
+
+    def observe(layer: int, q: Tensor, k: Tensor, scale: float) -> None:
+        reached.add(layer)
+        observer(layer, q.detach(), k.detach())
+
+    with ExitStack() as stack:
+        for layer in sorted(layers):
+            stack.callback(sites[layer].observe(partial(observe, layer)).remove)
+        yield
+    if missed := sorted(layers - reached):
+        raise HookError(
+            f"{len(missed)} attention sites to capture were never reached, the first {sites[missed[0]].name!r}; run a "
+            "whole forward pass of this network inside the block."
+        )

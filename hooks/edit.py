@@ -1,13 +1,15 @@
-"""Change cross-attention: cut chosen queries off from chosen keys."""
+"""Change attention: cut chosen queries off from chosen keys, or leave keys out for all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from hooks.sites import HookError, find_sites
+from hooks.sites import HookError, Site, find_sites
 
 
 @contextmanager
@@ -23,13 +25,34 @@ def cut_attention(
     The hooks are removed on exit, exceptions included.  Raises HookError if the network has no such sites, or if
     one of them was not reached inside the block.
     """
-    sites = find_sites(network, location)
-    reached: set[int] = set()
-    with ExitStack() as stack:
-        for layer, site in enumerate(sites):
-            stack.callback(site.cut(query_mask, key_mask, lambda layer=layer: reached.add(layer)).remove)  # type: ignore[misc]
+    with _edited(find_sites(network, location), lambda site, reached: site.cut(query_mask, key_mask, reached)):
         yield
-    missed = [site.name for layer, site in enumerate(sites) if layer not in reached]
+
+
+@contextmanager
+def drop_keys(network: nn.Module, kept: Tensor, *, location: str, layers: range | None = None) -> Iterator[None]:
+    """While the block runs, keys outside ``kept`` and their values take no part; the softmax is over what remains.
+
+    kept: [B, Nk] bool, one key at least in every row.  layers: those to change, from 0; None: all.
+    Queries are untouched.  (VGGT4D, arXiv 2511.19971, hides what moves like this.)
+
+    The hooks are removed on exit, exceptions included.  Raises HookError if the network has no such sites, or if
+    one of them was not reached inside the block.
+    """
+    sites = find_sites(network, location)
+    some = sites if layers is None else sites[layers.start : layers.stop]
+    with _edited(some, lambda site, reached: site.drop(kept, reached)):
+        yield
+
+
+@contextmanager
+def _edited(sites: list[Site], edit: Callable[[Site, Callable[[], None]], RemovableHandle]) -> Iterator[None]:
+    reached: set[str] = set()
+    with ExitStack() as stack:
+        for site in sites:
+            stack.callback(edit(site, partial(reached.add, site.name)).remove)
+        yield
+    missed = [site.name for site in sites if site.name not in reached]
     if missed:
         raise HookError(
             f"{len(missed)} attention sites to edit were never reached, the first {missed[0]!r}; run a whole forward "

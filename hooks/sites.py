@@ -24,6 +24,8 @@ from torch.utils.hooks import RemovableHandle
 LOCATIONS = {  # name of a group of sites -> dotted path to a list of blocks, and the attention inside a block
     "decoder1": ("dec_blocks", "cross_attn"),  # queries of the first view, keys of the second
     "decoder2": ("dec_blocks2", "cross_attn"),  # queries of the second view, keys of the first
+    "frame": ("aggregator.frame_blocks", "attn"),  # among the tokens of each frame, a frame being a row of the batch
+    "global": ("aggregator.global_blocks", "attn"),  # among the tokens of all frames, frame after frame
 }
 
 # Called with q [B, heads, Nq, D], k [B, heads, Nk, D] (after rotation) and the softmax scale.
@@ -39,14 +41,22 @@ class Attend(nn.Module):
 
     q [B, heads, Nq, D], k and v [B, heads, Nk, D] -> [B, heads, Nq, D], scale D**-0.5.  Without values nothing is
     computed: queries and keys only meet, for the hooks to see.
+    kept: [B, Nk] bool, the keys that take part, one at least in every row; the softmax is over those alone.
     """
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor | None) -> Tensor | None:
-        return None if v is None else F.scaled_dot_product_attention(q, k, v)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor | None, *, kept: Tensor | None = None) -> Tensor | None:
+        if v is None:
+            return None
+        if kept is None:
+            return F.scaled_dot_product_attention(q, k, v)
+        if len(kept) == 1:  # fewer keys are less work than hidden ones, and leave the kernel its choice
+            kept = kept[0].to(k.device)
+            return F.scaled_dot_product_attention(q, k[:, :, kept], v[:, :, kept])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=kept[:, None, None].to(k.device))
 
 
 class Site(Protocol):
-    """One place in one layer; both methods register forward hooks and return handles that remove them."""
+    """One place in one layer; all methods register forward hooks and return handles that remove them."""
 
     @property
     def name(self) -> str:
@@ -59,6 +69,10 @@ class Site(Protocol):
 
     def cut(self, query_mask: Tensor, key_mask: Tensor, reached: Callable[[], None]) -> RemovableHandle:
         """Zero the weights from masked queries [B, Nq] to masked keys [B, Nk]; ``reached`` is called each time."""
+        ...
+
+    def drop(self, kept: Tensor, reached: Callable[[], None]) -> RemovableHandle:
+        """Leave keys and values outside ``kept`` [B, Nk] out of the softmax; ``reached`` is called each time."""
         ...
 
 
@@ -94,6 +108,17 @@ class FusedSite:
             return torch.where(query_mask[:, None, :, None], without, output)  # type: ignore[arg-type]
 
         return self.attend.register_forward_hook(after)
+
+    def drop(self, kept: Tensor, reached: Callable[[], None]) -> RemovableHandle:
+        """What is left is softmaxed anew, in one fused call with fewer keys."""
+
+        # by name, so that an observer of the same site sees queries, keys and values as they were
+        def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            reached()
+            return inputs, {**named, "kept": kept}
+
+        handle: RemovableHandle = self.attend.register_forward_pre_hook(before, with_kwargs=True)
+        return handle
 
 
 @dataclass(frozen=True)
@@ -132,6 +157,17 @@ class ExplicitSite:
         handle: RemovableHandle = self.attention.attn_drop.register_forward_hook(after)
         return handle
 
+    def drop(self, kept: Tensor, reached: Callable[[], None]) -> RemovableHandle:
+        """As ``FusedSite.drop``: the weights that stay, divided by their sum, are the softmax over them alone."""
+
+        def after(module: nn.Module, inputs: tuple[Tensor], weights: Tensor) -> Tensor:
+            reached()
+            weights = weights * kept[:, None, None]
+            return weights / weights.sum(dim=-1, keepdim=True)
+
+        handle: RemovableHandle = self.attention.attn_drop.register_forward_hook(after)
+        return handle
+
 
 def find_sites(network: nn.Module, location: str) -> list[Site]:
     """Return the sites of ``network`` at ``location`` (a key of ``LOCATIONS``), one per layer, first layer first.
@@ -141,12 +177,19 @@ def find_sites(network: nn.Module, location: str) -> list[Site]:
     if location not in LOCATIONS:
         raise HookError(f"No location is called {location!r}; known are {', '.join(sorted(LOCATIONS))}.")
     blocks_name, attention_name = LOCATIONS[location]
-    blocks = list(getattr(network, blocks_name, ()))
+    blocks = _blocks(network, blocks_name)
     if not blocks:
-        raise HookError(f"{type(network).__name__} has no {blocks_name!r}; expected a list of decoder blocks there.")
+        raise HookError(f"{type(network).__name__} has no {blocks_name!r}; expected a list of blocks there.")
     return [
         _site(f"{blocks_name}.{i}.{attention_name}", getattr(b, attention_name, None)) for i, b in enumerate(blocks)
     ]
+
+
+def _blocks(network: nn.Module, path: str) -> list[nn.Module]:
+    found: Any = network
+    for part in path.split("."):
+        found = getattr(found, part, ())
+    return list(found)
 
 
 def _site(name: str, attention: Any) -> Site:

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from easi3r.attention_maps import AttentionStatistics
 from easi3r.backbones.dust3r import Dust3r, Dust3rConfig
 from easi3r.config import PairSettings
+from easi3r.pair_passes import decoder_flops, encoder_flops
 from easi3r.pairs import make_pairs
-from easi3r.plan import decoder_flops, encoder_flops
 
 HEIGHT, WIDTH = 288, 512
 GRID = (HEIGHT // 16, WIDTH // 16)

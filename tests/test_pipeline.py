@@ -14,7 +14,8 @@ import torch
 from small_inputs import QUICK, moving_square, random_model, write_checkpoint, write_images, write_video
 
 import easi3r
-from easi3r import Easi3R, Motion, Scene, Settings, pipeline
+from easi3r import Easi3R, Motion, Scene, Settings
+from easi3r.attention_maps import AttentionStatistics
 from easi3r.config import FrameSettings
 from easi3r.errors import ConfigError, InputError
 from easi3r.geometry import transform, unproject
@@ -421,7 +422,7 @@ def test_no_hook_stays_on_the_network_even_after_an_error(model, monkeypatch):
         seen.extend(hooks_of(model.network))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.AttentionStatistics, "update", break_off)
+    monkeypatch.setattr(AttentionStatistics, "update", break_off)
     with pytest.raises(KeyboardInterrupt):
         model.reconstruct(moving_square(), dtype="float32", **QUICK)  # on the network itself, not on a copy of it
     assert seen and hooks_of(model.network) == []

@@ -12,9 +12,12 @@ import torch
 from small_inputs import QUICK, moving_square, random_model, run_cli, write_images
 
 from easi3r import Scene, Settings
+from easi3r.clock import Clock
 from easi3r.errors import InputError
+from easi3r.pair_passes import PairPasses
 from easi3r.pipeline import Job
 from easi3r.plan import cut_clip, free_host_bytes, make_plan
+from easi3r.progress import silent
 
 LONG = {**QUICK, "pieces.frames": 8, "pieces.overlap": 3, "window": 2}
 
@@ -31,7 +34,8 @@ def test_pieces_cover_the_clip_and_share_enough(num_frames: int, at_most: int, o
 
 
 def plan_of(num_frames: int, settings: Settings, *, masks_only: bool = False):
-    return make_plan(random_model().network, (num_frames, 96, 128), settings, masks_only=masks_only)
+    passes = PairPasses(random_model().network, silent, Clock())
+    return make_plan(passes, (num_frames, 96, 128), settings, masks_only=masks_only)
 
 
 def test_less_memory_gives_smaller_batches_then_shorter_pieces() -> None:

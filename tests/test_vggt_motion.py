@@ -18,8 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vggt_parity import input_of, parity_figures, parity_network, relative
 
 from easi3r.backbones.vggt import Vggt, VggtConfig
-from easi3r.backbones.vggt_layers import SelectiveAttend
-from easi3r.backbones.vggt_sites import drop_patches, frame_sites, global_sites, observe_patches
+from easi3r.backbones.vggt_sites import drop_patches, observe_patches
 from easi3r.dynamic_masks import make_masks, smooth_by_cluster
 from easi3r.gram_maps import FACTORS, Factor, GramStatistics, capture_grams, source_frames
 from easi3r.reprojection import (
@@ -33,7 +32,7 @@ from easi3r.reprojection import (
     world_points,
 )
 from easi3r.structures import DynamicMasks
-from hooks import HookError
+from hooks import Attend, HookError, find_sites
 
 GRID = (10, 13)
 
@@ -266,7 +265,7 @@ def test_capture_changes_nothing_and_leaves_no_hook(small: Vggt) -> None:
     with capture_grams(small, 2, (3, 4)):
         captured = small.aggregate(tokens, (3, 4))
     assert all(torch.equal(a, b) for a, b in zip(plain.layers, captured.layers, strict=True))
-    assert not any(site.attend._forward_pre_hooks for site in global_sites(small) + frame_sites(small))
+    assert not any(site.attend._forward_pre_hooks for site in find_sites(small, "global") + find_sites(small, "frame"))
     with pytest.raises(HookError, match="never reached"), capture_grams(small, 2, (3, 4)):
         small.attend(tokens, (3, 4), 20)
     with pytest.raises(ValueError, match="capture_grams"):
@@ -306,7 +305,7 @@ def test_keys_that_take_no_part_are_as_if_they_were_not_there(batch: int) -> Non
     kept = torch.rand(batch, 7) > 0.4
     kept[:, 0] = True
     weights = (q @ k.transpose(2, 3) / 2).masked_fill(~kept[:, None, None], -torch.inf).softmax(dim=-1)
-    torch.testing.assert_close(SelectiveAttend()(q, k, v, kept=kept), weights @ v)
+    torch.testing.assert_close(Attend()(q, k, v, kept=kept), weights @ v)
 
 
 def test_dropped_patches_are_seen_by_nobody_in_the_first_blocks(small: Vggt) -> None:
@@ -346,7 +345,7 @@ def test_dropping_nothing_changes_nothing_and_everything_can_be_dropped(small: V
         emptied = small.aggregate(tokens, (3, 4)).layers
     assert all(torch.isfinite(layer).all() for layer in emptied)
     assert not torch.allclose(emptied[0], plain[0], atol=1e-3)
-    assert not any(site.attend._forward_pre_hooks for site in global_sites(small) + frame_sites(small))
+    assert not any(site.attend._forward_pre_hooks for site in find_sites(small, "global") + find_sites(small, "frame"))
     with pytest.raises(HookError, match="never reached"), drop_patches(small, torch.zeros(2, 12, dtype=torch.bool)):
         small.attend(tokens, (3, 4), 3)
 

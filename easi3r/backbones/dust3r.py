@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from easi3r.backbones.heads import HEADS, points_and_confidence
+from easi3r.backbones.interface import Backbone, Gives, Grid
 from easi3r.backbones.layers import LAYER_NORM_EPS, DecoderBlock, EncoderBlock, RotaryTable
-
-Grid = tuple[int, int]  # tokens along y and x
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,11 @@ class PatchEmbed(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
-class Dust3r(nn.Module):
+class Dust3r(Backbone):
     """See the module's text; tensor names are those of the public checkpoints."""
+
+    config: Dust3rConfig
+    input_range = -1.0, 1.0
 
     def __init__(self, config: Dust3rConfig) -> None:
         super().__init__()
@@ -86,6 +88,11 @@ class Dust3r(nn.Module):
         self.downstream_head2 = head(config.dec_depth, enc_dim, dec_dim, config.patch_size)
 
     @property
+    def gives(self) -> Gives:
+        """Points of pairs."""
+        return Gives(sees="pairs", points=True)
+
+    @property
     def device(self) -> torch.device:
         return self.decoder_embed.weight.device
 
@@ -94,14 +101,18 @@ class Dust3r(nn.Module):
         """Of the matrices; norms and each head's last layer may be finer."""
         return self.decoder_embed.weight.dtype
 
-    def grid_of(self, height: int, width: int) -> Grid:
-        """Tokens along y and x of an image of this size; ValueError if it is not a whole number of patches."""
-        patch = self.config.patch_size
-        if height % patch or width % patch or not height or not width:
-            raise ValueError(
-                f"An image of {width}x{height} pixels was given; expected multiples of {patch}, so crop or resize it."
-            )
-        return height // patch, width // patch
+    @property
+    def trained_size(self) -> int:
+        return max(self.config.img_size)
+
+    @property
+    def narrowest(self) -> int:
+        return min(self.config.enc_embed_dim, self.config.dec_embed_dim)
+
+    def stays_float32(self, module: str) -> bool:
+        """Each head's last layer."""
+        head, _, layer = module.partition(".")
+        return head in ("downstream_head1", "downstream_head2") and layer == self.downstream_head1.last_layer
 
     def encode(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] RGB in [-1, 1] -> [B, N, enc_embed_dim] tokens, row-major."""

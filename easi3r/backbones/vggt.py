@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from easi3r.backbones.heads import unrounded
+from easi3r.backbones.interface import Backbone, Gives, Grid
 from easi3r.backbones.layers import LAYER_NORM_EPS
 from easi3r.backbones.vggt_heads import (
     CameraHead,
@@ -29,8 +30,6 @@ from easi3r.backbones.vggt_heads import (
 from easi3r.backbones.vggt_layers import Block, FrameRotary
 from easi3r.backbones.vggt_tracker import TrackerConfig, TrackHead, Tracks
 from easi3r.errors import InputError
-
-Grid = tuple[int, int]  # tokens along y and x
 
 LAYERS_READ = (4, 11, 17, 23)  # by the heads, counted from 0
 ROPE_BASE = 100.0
@@ -136,8 +135,11 @@ class Aggregator(nn.Module):
         return torch.cat([special, patches.to(special.dtype)], dim=1)
 
 
-class Vggt(nn.Module):
+class Vggt(Backbone):
     """See the module's text; tensor names are those of the public checkpoints."""
+
+    config: VggtConfig
+    input_range = 0.0, 1.0
 
     def __init__(self, config: VggtConfig) -> None:
         super().__init__()
@@ -154,6 +156,18 @@ class Vggt(nn.Module):
             self.track_head = TrackHead(dim, config.track_head)
 
     @property
+    def gives(self) -> Gives:
+        """What there are heads for."""
+        config = self.config
+        return Gives(
+            sees="clip",
+            cameras=config.camera_depth is not None,
+            depth=config.depth_head is not None,
+            points=config.point_head is not None,
+            tracks=config.track_head is not None,
+        )
+
+    @property
     def device(self) -> torch.device:
         return self.aggregator.camera_token.device
 
@@ -163,18 +177,21 @@ class Vggt(nn.Module):
         return cast(Block, self.aggregator.frame_blocks[0]).mlp.fc1.weight.dtype
 
     @property
+    def trained_size(self) -> int:
+        return self.config.position_side * self.config.patch_size
+
+    @property
+    def narrowest(self) -> int:
+        return self.config.embed_dim
+
+    def stays_float32(self, module: str) -> bool:
+        """Everything but the aggregator."""
+        return not module.startswith("aggregator.")
+
+    @property
     def num_special(self) -> int:
         """Tokens of a frame that are no patches: the camera's and the registers."""
         return 1 + self.config.num_registers
-
-    def grid_of(self, height: int, width: int) -> Grid:
-        """Tokens along y and x of an image of this size; ValueError if it is not a whole number of patches."""
-        patch = self.config.patch_size
-        if height % patch or width % patch or not height or not width:
-            raise ValueError(
-                f"An image of {width}x{height} pixels was given; expected multiples of {patch}, so crop or resize it."
-            )
-        return height // patch, width // patch
 
     def encode(self, images: Tensor) -> Tensor:
         """[S, 3, H, W] RGB in [0, 1] -> patch tokens [S, h * w, C]; frames are independent."""

@@ -36,19 +36,6 @@ class FrameRotary(RotaryTable):
         return super().rotate(frames).flatten(2, 3)
 
 
-class SelectiveAttend(Attend):
-    """As ``Attend``; ``kept`` names the keys that take part, and the softmax is over those alone."""
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor | None, *, kept: Tensor | None = None) -> Tensor | None:
-        """q [B, heads, Nq, D], k and v [B, heads, Nk, D], kept [B, Nk] bool, one key at least in every row."""
-        if v is None or kept is None:
-            return super().forward(q, k, v)
-        if len(kept) == 1:  # fewer keys are less work than hidden ones, and leave the kernel its choice
-            kept = kept[0].to(k.device)
-            return F.scaled_dot_product_attention(q, k[:, :, kept], v[:, :, kept])
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=kept[:, None, None].to(k.device))
-
-
 class Attention(nn.Module):
     """Multi-head attention of tokens x [B, N, C] to themselves, queries and keys normalised or not."""
 
@@ -59,7 +46,7 @@ class Attention(nn.Module):
         self.q_norm = nn.LayerNorm(dim // num_heads, eps=EPS) if normalised else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // num_heads, eps=EPS) if normalised else nn.Identity()
         self.proj = nn.Linear(dim, dim)
-        self.attend = SelectiveAttend()
+        self.attend = Attend()
 
     def forward(self, x: Tensor, rotary: FrameRotary | None = None) -> Tensor:
         return self.proj(merge_heads(self.attend(*self._project(x, rotary))))  # type: ignore[no-any-return]

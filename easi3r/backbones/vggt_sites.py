@@ -1,39 +1,23 @@
-"""Where VGGT's attention is read and changed: the sites of its frame and global blocks, by layer."""
+"""The two hooks on VGGT's attention: patches are observed in global blocks, and dropped in the first of all blocks.
+
+The special tokens of a frame (camera, registers) are what makes these more than ``hooks.observe_attention`` and
+``hooks.drop_keys``: the method neither reads nor hides them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any, cast
+from contextlib import contextmanager
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from easi3r.backbones.vggt import Vggt
-from easi3r.backbones.vggt_layers import Block
-from hooks import HookError
-from hooks.sites import FusedSite
+from hooks import drop_keys, observe_attention
 
 CUT_LAYERS = range(5)  # the blocks of the second pass that do not see dynamic patches (VGGT4D; the paper's 1 to 5)
 
 # Called with the layer (from 0), and queries and keys [heads, S, P, D] of the patches, after norm and rotation.
 PatchObserver = Callable[[int, Tensor, Tensor], None]
-
-
-def global_sites(network: Vggt) -> list[FusedSite]:
-    """Attention among the tokens of all frames, [1, heads, S * T, D], first layer first."""
-    return _sites(network, "global_blocks")
-
-
-def frame_sites(network: Vggt) -> list[FusedSite]:
-    """Attention inside each frame, [S, heads, T, D], first layer first."""
-    return _sites(network, "frame_blocks")
-
-
-def _sites(network: Vggt, blocks: str) -> list[FusedSite]:
-    attentions = [cast(Block, block).attn for block in network.aggregator.get_submodule(blocks).children()]
-    return [FusedSite(f"aggregator.{blocks}.{i}.attn.attend", a.attend) for i, a in enumerate(attentions)]
 
 
 @contextmanager
@@ -43,19 +27,13 @@ def observe_patches(network: Vggt, num_frames: int, layers: frozenset[int], obse
     The network's output is untouched and the hooks are removed on exit, exceptions included.  Raises HookError if a
     layer was not reached inside the block.
     """
-    reached: set[int] = set()
 
-    def observe(layer: int, q: Tensor, k: Tensor, scale: float) -> None:
-        reached.add(layer)
-        q, k = (x.detach()[0].unflatten(1, (num_frames, -1))[:, :, network.num_special :] for x in (q, k))
+    def observe(layer: int, q: Tensor, k: Tensor) -> None:
+        q, k = (x[0].unflatten(1, (num_frames, -1))[:, :, network.num_special :] for x in (q, k))
         observer(layer, q, k)
 
-    sites = global_sites(network)
-    with ExitStack() as stack:
-        for layer in sorted(layers):
-            stack.callback(sites[layer].observe(partial(observe, layer)).remove)
+    with observe_attention(network, observe, location="global", layers=layers):
         yield
-    _check_reached([sites[layer] for layer in sorted(layers - reached)])
 
 
 @contextmanager
@@ -68,32 +46,8 @@ def drop_patches(network: Vggt, dynamic: Tensor, layers: range = CUT_LAYERS) -> 
     The hooks are removed on exit, exceptions included.  Raises HookError if a site was not reached inside the block.
     """
     kept = nn.functional.pad(~dynamic.to(network.device), (network.num_special, 0), value=True)
-    reached: set[str] = set()
-    sites = [
-        (site, rows)
-        for group, rows in ((frame_sites(network), kept), (global_sites(network), kept.view(1, -1)))
-        for site in group[layers.start : layers.stop]
-    ]
-    with ExitStack() as stack:
-        for site, rows in sites:
-            stack.callback(_keep(site, rows, reached).remove)
+    with (
+        drop_keys(network, kept, location="frame", layers=layers),
+        drop_keys(network, kept.view(1, -1), location="global", layers=layers),
+    ):
         yield
-    _check_reached([site for site, _ in sites if site.name not in reached])
-
-
-def _keep(site: FusedSite, kept: Tensor, reached: set[str]) -> RemovableHandle:
-    # by name, so that an observer of the same site sees queries, keys and values as they were
-    def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        reached.add(site.name)
-        return inputs, {**named, "kept": kept}
-
-    handle: RemovableHandle = site.attend.register_forward_pre_hook(before, with_kwargs=True)
-    return handle
-
-
-def _check_reached(missed: list[FusedSite]) -> None:
-    if missed:
-        raise HookError(
-            f"{len(missed)} attention sites were never reached, the first {missed[0].name!r}; run a whole forward pass "
-            "of this network inside the block."
-        )

@@ -65,7 +65,8 @@ class Options:
 class MatrixAttention(Attend):
     """The same attention as plain products: the fused kernel of CPUs takes several times as long backwards."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor | None) -> Tensor | None:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor | None, *, kept: Tensor | None = None) -> Tensor | None:
+        assert kept is None  # nothing is dropped in training
         if v is None:
             return None
         weights: Tensor = ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1)
