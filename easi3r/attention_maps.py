@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from easi3r.canvas import Box, extended
 from easi3r.normalise import EPS, min_max, min_max_per_frame
 from easi3r.structures import Array, AttentionMaps
 from hooks import FrameStatistics
@@ -17,15 +20,22 @@ STILL = 1e-3
 class AttentionStatistics:
     """Folds the captured maps of pairs into per-frame means and deviations while they stream by."""
 
-    def __init__(self, num_frames: int, grid: tuple[int, int]) -> None:
+    def __init__(self, num_frames: int, grid: tuple[int, int], boxes: Sequence[Box] | None = None) -> None:
+        """boxes: where each frame lies on the grid, in tokens, if they are of unequal size."""
         self.grid = grid
+        self.boxes = boxes or [Box(0, 0, *grid)] * num_frames
         self.source = FrameStatistics(num_frames)
         self.reference = FrameStatistics(num_frames)
 
     def update(self, pairs: Array, source: Tensor, reference: Tensor) -> None:
-        """pairs: [B, 2] (first, second).  source: [B, N, C] maps of the second views.  reference: of the first."""
-        self.source.update(pairs[:, 1].tolist(), replace_sink(source, self.grid))
-        self.reference.update(pairs[:, 0].tolist(), replace_sink(reference, self.grid))
+        """pairs: [B, 2] (first, second).  source: [B, N, C] maps of the second views.  reference: of the first.
+
+        Of one batch, all first views have one size, and all second views.
+        """
+        first, second = pairs.T.tolist()
+        for statistics, frames, maps in ((self.source, second, source), (self.reference, first, reference)):
+            box = self.boxes[frames[0]]
+            statistics.update(frames, extended(replace_sink(maps, box.size), box, self.grid))
 
     def reopened(self, pairs: Array, changed: Array) -> tuple[AttentionStatistics, Array]:
         """For a pass that differs from this one in the ``changed`` [P] bool of ``pairs`` [P, 2] alone.
@@ -33,7 +43,7 @@ class AttentionStatistics:
         Returns statistics in which only the frames that these pairs touch start anew, and the pairs [P] bool that
         have to be seen again for them.
         """
-        again = AttentionStatistics(len(self.source.counts), self.grid)
+        again = AttentionStatistics(len(self.source.counts), self.grid, self.boxes)
         first, second = torch.from_numpy(pairs).T
         anew = torch.zeros(2, len(self.source.counts), dtype=torch.bool)
         anew[0, second[torch.from_numpy(changed)]] = True

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from easi3r._version import __version__
-from easi3r.config import OPTIONS, FrameSettings, Settings, get_setting, load_settings
+from easi3r.config import OPTIONS, FrameSettings, Settings, get_setting, load_settings, setting_kinds
 from easi3r.errors import ConfigError, Easi3RError, QualityError, nearest_name
 from easi3r.export import FORMATS
 
@@ -33,6 +33,7 @@ HELP = {
     "end": "second to stop before",
     "max_frames": "the first so many frames of what the other options leave",
     "image_size": "long side in pixels for the network, or 'native' (default: what the checkpoint was trained for)",
+    "collection": "photographs of one still scene, of any sizes and orientations, on one canvas",
     "window": "partners of each frame in the pair graph",
     "passes": "1: stop after the first pass; 2: decode again with attention to moving regions cut off",
     "masks": "folder of PNG masks, one per frame, 255 = moves; or 'none' for plain DUSt3R",
@@ -85,10 +86,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--set", metavar="A.B=C", action="append", default=[], help="one setting, such as pairs.graph=complete"
     )
     clip.add_argument("--strict", action="store_true", help="exit code 1 if the verdict on the result is 'bad'")
+    kinds = setting_kinds()
     for name, path in OPTIONS.items():
         default = get_setting(Settings(), path)
-        text = HELP[name] + ("" if default is None else f" (default: {default})")
-        clip.add_argument(f"--{name.replace('_', '-')}", dest=f"option_{name}", metavar=name.upper(), help=text)
+        flag, dest = f"--{name.replace('_', '-')}", f"option_{name}"
+        if kinds[path] is bool:
+            clip.add_argument(flag, dest=dest, action=argparse.BooleanOptionalAction, default=None, help=HELP[name])
+        else:
+            text = HELP[name] + ("" if default is None else f" (default: {default})")
+            clip.add_argument(flag, dest=dest, metavar=name.upper(), help=text)
 
     for name, text in (("run", "one video or folder, everything"), ("segment", "masks only")):
         commands.add_parser(name, parents=[clip], help=text, description=text, allow_abbrev=False)

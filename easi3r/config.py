@@ -33,6 +33,7 @@ class FrameSettings:
     end: float | None = None  # seconds, exclusive
     max_frames: int | None = None  # the first so many of the frames that the other options left
     image_size: int | Literal["native"] | None = None  # long side in pixels; None: what the checkpoint was trained for
+    collection: bool = False  # photographs of a still scene, of any sizes: all pairs, a lens each, no flow, no motion
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,20 @@ class Settings:
         groups = {group: dataclasses.replace(getattr(self, group), **values) for group, values in changes.items()}
         return dataclasses.replace(self, **top, **groups)
 
+    def of_collection(self) -> Settings:
+        """As it is for photographs instead of a clip, where nothing else was asked for.
+
+        All pairs, a focal length per image, no optical flow, no search for motion (given masks are kept).
+        """
+        graph = "complete" if self.pairs.graph == "window" else self.pairs.graph
+        focal = "per-frame" if self.alignment.focal == "shared" else self.alignment.focal
+        return dataclasses.replace(
+            self,
+            pairs=dataclasses.replace(self.pairs, graph=graph),
+            motion=dataclasses.replace(self.motion, masks="none" if self.motion.masks is None else self.motion.masks),
+            alignment=dataclasses.replace(self.alignment, focal=focal, flow_weight=0.0),
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, ready for JSON; what is given as arrays is named, not stored."""
         tree: dict[str, Any] = {}
@@ -181,6 +196,7 @@ OPTIONS: dict[str, str] = {  # short name -> dotted name; the keywords and flags
     "end": "frames.end",
     "max_frames": "frames.max_frames",
     "image_size": "frames.image_size",
+    "collection": "frames.collection",
     "window": "pairs.window",
     "passes": "motion.passes",
     "masks": "motion.masks",

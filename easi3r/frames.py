@@ -7,11 +7,13 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from easi3r.canvas import Box
 from easi3r.config import FrameSettings
 from easi3r.decoding import (
     IMAGE_SUFFIXES,
@@ -52,34 +54,63 @@ def read_frames(
     ``trained_size`` is the long side in pixels that the checkpoint was trained for, ``patch_size`` the side of a
     patch; see `plan_crop` for what becomes of a frame.
 
+    With ``collection`` the images may be of unequal size and orientation: each is brought to the same long side, cut
+    to an even number of patches along both, and put in the middle of one canvas (``Frames.boxes``).
+
     Returns Frames: images [n, H, W, 3] uint8, timestamps [n] float64 seconds on the clock of the source.
     Raises InputError for a source that cannot be read, frames of unequal size, or when no frame is left.
     """
     name, stream = _open(source, settings.fps or 1.0)
+    # of unequal images each lies in the middle of the canvas, and on its patches too: both need even numbers of patches
+    step = 2 * patch_size if settings.collection else patch_size
     images: list[Array] = []
     chosen: list[SourceFrame] = []
-    crop: Crop | None = None
+    crops: list[Crop] = []
     with closing(stream):
         for frame in progress(_select(stream, settings, name), "reading frames"):
             pixels = frame.read()
             size = pixels.shape[1], pixels.shape[0]
-            crop = crop or plan_crop(size, settings.image_size, patch_size=patch_size, trained_size=trained_size)
-            if size != crop.original:
+            if crops and size != crops[0].original and not settings.collection:
                 raise InputError(
-                    f"{frame.name} of {name} is {_text(size)}, but {chosen[0].name} is {_text(crop.original)}; a "
-                    "collection of unequal images needs collection=True, which is not available yet in this version, "
-                    "so bring all frames to one size."
+                    f"{frame.name} of {name} is {_text(size)}, but {chosen[0].name} is {_text(crops[0].original)}; "
+                    "give collection=True (--collection) for photographs of unequal size, or bring all frames to one."
                 )
+            alike = next((crop for crop in crops if crop.original == size), None)
+            crop = alike or plan_crop(size, settings.image_size, patch_size=step, trained_size=trained_size)
             images.append(apply_crop(pixels, crop))
             chosen.append(frame)
-    assert crop is not None  # _select raises when nothing is left
+            crops.append(crop)
+    boxes = None
+    if settings.collection:
+        images, crops, boxes = on_one_canvas(images, crops)
     return Frames(
         images=np.stack(images),
         timestamps=np.array([frame.seconds for frame in chosen], dtype=np.float64),
-        crops=(crop,) * len(chosen),
+        crops=tuple(crops),
         names=tuple(frame.name for frame in chosen),
         source=name,
+        boxes=boxes,
     )
+
+
+def on_one_canvas(images: list[Array], crops: list[Crop]) -> tuple[list[Array], list[Crop], tuple[Box, ...] | None]:
+    """Put each image in the middle of a black canvas that holds them all; the crops then lead to the canvas' pixels.
+
+    None instead of boxes where all images have one size, so that there is no padding.
+    """
+    width, height = canvas = (max(crop.size[0] for crop in crops), max(crop.size[1] for crop in crops))
+    if all(crop.size == canvas for crop in crops):
+        return images, crops, None
+    boxes = tuple(Box.centred(crop.size, canvas) for crop in crops)
+    padded = []
+    for image, box in zip(images, boxes, strict=True):
+        padded.append(np.zeros((height, width, 3), dtype=np.uint8))
+        padded[-1][box.rows, box.columns] = image
+    moved = [
+        replace(crop, offset=(crop.offset[0] - box.left, crop.offset[1] - box.top), size=canvas)
+        for crop, box in zip(crops, boxes, strict=True)
+    ]
+    return padded, moved, boxes
 
 
 def plan_crop(size: tuple[int, int], image_size: int | str | None, *, patch_size: int, trained_size: int) -> Crop:

@@ -96,7 +96,10 @@ def spread(rows: Array, index: Sequence[int], num_frames: int) -> Array:
 
 
 def to_network(layer: Array, crop: Crop, name: str) -> Array:
-    """[H, W] at the source's size or the network's -> at the network's, each pixel that of the nearest centre."""
+    """[H, W] at the source's size or the network's -> at the network's, each pixel that of the nearest centre.
+
+    What the crop shows beyond the source, the padding of a canvas, is 0.
+    """
     width, height = layer.shape[1], layer.shape[0]
     if (width, height) == crop.size:
         return layer
@@ -105,6 +108,6 @@ def to_network(layer: Array, crop: Crop, name: str) -> Array:
             f"{name} is {width}x{height} pixels; expected the size of the source frames "
             f"({crop.original[0]}x{crop.original[1]}) or of the network's images ({crop.size[0]}x{crop.size[1]})."
         )
-    x0, y0 = crop.offset
+    (x0, y0), (width, height) = crop.offset, crop.size
     resized = Image.fromarray(layer.astype(np.float32)).resize(crop.resized, Image.Resampling.NEAREST)
-    return np.asarray(resized)[y0 : y0 + crop.size[1], x0 : x0 + crop.size[0]]
+    return np.asarray(resized.crop((x0, y0, x0 + width, y0 + height)))

@@ -34,6 +34,7 @@ def read_masks(given: Any, frames: Frames) -> DynamicMasks:
         mask = np.stack(
             [_fit(layer, crop, i) for i, (layer, crop) in enumerate(zip(layers, frames.crops, strict=True))]
         )
+        mask &= frames.valid_mask()
     return DynamicMasks(score=mask.astype(np.float32), mask=mask, threshold=None)
 
 

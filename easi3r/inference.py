@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from easi3r.backbones.dust3r import Dust3r
+from easi3r.backbones.dust3r import Dust3r, PointmapPair
 from easi3r.backbones.interface import Backbone, Grid
+from easi3r.canvas import Box, batches, placed, taken
 from easi3r.precision import computing
 from easi3r.progress import Progress
 from easi3r.structures import Array, PairPredictions
@@ -19,6 +20,7 @@ from hooks import capture_attention, cut_attention
 # Called per batch with pairs [B, 2], the source maps [B, N, C] of their second and the reference maps of their first
 # views; whoever listens folds them in, so that no pair has to be kept.
 AttentionListener = Callable[[Array, Tensor, Tensor], None]
+Boxes = Sequence[Box]
 
 
 def to_network_input(images: Array, input_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
@@ -29,22 +31,29 @@ def to_network_input(images: Array, input_range: tuple[float, float] = (-1.0, 1.
 
 @torch.no_grad()
 def encode_frames(
-    network: Backbone, images: Array, batch_size: int, progress: Progress, keep_on: torch.device | None = None
+    network: Backbone,
+    images: Array,
+    batch_size: int,
+    progress: Progress,
+    keep_on: torch.device | None = None,
+    boxes: Boxes | None = None,
 ) -> Tensor:
     """[n, H, W, 3] uint8 -> encoder tokens [n, N, C] in the format of the network's matrices.
 
     keep_on: where the tokens are kept; None: on the network's device.
+    boxes: [n] where each image lies, if they are of unequal size: the network sees nothing of the padding, whose tokens
+        are 0.
     """
-    starts = range(0, len(images), batch_size)
+    grid, boxes = network.grid_of(*images.shape[1:3]), boxes or [Box(0, 0, *images.shape[1:3])] * len(images)
+    order = batches(boxes, batch_size)
+    parts = []
     with computing(network):
-        return torch.cat(
-            [
-                network.encode(to_network_input(images[start : start + batch_size], network.input_range)).to(
-                    keep_on, network.dtype
-                )
-                for start in progress(starts, "encoding frames")
-            ]
-        )
+        for rows in progress(order, "encoding frames"):
+            box = boxes[rows[0]]
+            seen = to_network_input(images[rows][:, box.rows, box.columns], network.input_range)
+            parts.append(placed(network.encode(seen).to(keep_on, network.dtype), box.tokens(network.patch_size), grid))
+    tokens, rows = torch.cat(parts), np.concatenate(order)
+    return tokens if (np.diff(rows) > 0).all() else tokens[torch.from_numpy(np.argsort(rows))]
 
 
 @torch.no_grad()
@@ -59,6 +68,7 @@ def observe_pairs(
     batch_size: int,
     dynamic_tokens: Array | None = None,
     predictions: PairPredictions | None = None,
+    boxes: Boxes | None = None,
 ) -> None:
     """One pass of the decoders over all pairs.
 
@@ -66,27 +76,38 @@ def observe_pairs(
     dynamic_tokens: [n, h, w] bool, True = moves; given in the second pass, where static tokens of a pair's first view
         do not attend to dynamic tokens of its second (decoder 1 only; Easi3R section 3.2).
     predictions: filled in place by the heads; None: no head is run, and the decoders stop at their last logits.
+    boxes: [n] where each image lies on the canvas, in pixels, if they are of unequal size.  The network sees
+        nothing of the padding, whose predictions stay as they are; maps are of the tokens in each box.
     """
     moving = np.zeros((len(tokens), tokens.shape[1]), bool) if dynamic_tokens is None else dynamic_tokens
     dynamic = torch.from_numpy(moving).flatten(1).to(network.device)
     cut_pairs = changed_by_cut(pairs, moving)
-    starts = range(0, len(pairs), batch_size)
+    patch = network.config.patch_size
+    inner = [box.tokens(patch) for box in boxes] if boxes else [Box(0, 0, *grid)] * len(tokens)
+    order = batches([(inner[a], inner[b]) for a, b in pairs.tolist()], batch_size)
     with capture_attention(network) as captured, computing(network):
-        for start in progress(starts, "decoding pairs, movers cut off" if cut_pairs.any() else "decoding pairs"):
-            part = slice(start, start + batch_size)
-            first, second = pairs[part].T
-            cuts = bool(cut_pairs[part].any())
-            views = tokens[first].to(network.device), tokens[second].to(network.device)
-            with cut_attention(network, ~dynamic[first], dynamic[second]) if cuts else nullcontext():
+        for rows in progress(order, "decoding pairs, movers cut off" if cut_pairs.any() else "decoding pairs"):
+            frames = first, second = pairs[rows].T
+            both = box1, box2 = inner[first[0]], inner[second[0]]
+            views = [taken(tokens[f].to(network.device), box, grid) for f, box in zip(frames, both, strict=True)]
+            still, moves = taken(~dynamic[first], box1, grid), taken(dynamic[second], box2, grid)
+            with cut_attention(network, still, moves) if cut_pairs[rows].any() else nullcontext():
                 if predictions is None:
-                    network.attend(*views, grid)
+                    network.attend(views[0], views[1], box1.size, box2.size)
                 else:
-                    decoded = network.decode(*views, grid)
-            listener(pairs[part], *captured.take())
+                    decoded = network.decode(views[0], views[1], box1.size, box2.size)
+            listener(pairs[rows], *captured.take())
             if predictions is not None:
-                for name, values in vars(network.predict(decoded)).items():
-                    room = getattr(predictions, name)
-                    room[part] = values.clamp(max=torch.finfo(room.dtype).max)  # a confidence may exceed half precision
+                write_predictions(network.predict(decoded), predictions, rows, [box.pixels(patch) for box in both])
+
+
+def write_predictions(predicted: PointmapPair, predictions: PairPredictions, rows: Array, boxes: Sequence[Box]) -> None:
+    """rows: of ``predictions``.  boxes: where the first and the second view lie on the canvas, in pixels."""
+    for view, box in zip(("first", "second"), boxes, strict=True):
+        for name in (f"points_{view}", f"confidence_{view}"):
+            room = getattr(predictions, name)
+            values = getattr(predicted, name).clamp(max=torch.finfo(room.dtype).max)  # a confidence may exceed float16
+            room[torch.from_numpy(rows), box.rows, box.columns] = values.to(room)
 
 
 def changed_by_cut(pairs: Array, dynamic_tokens: Array) -> Array:
@@ -100,12 +121,12 @@ def changed_by_cut(pairs: Array, dynamic_tokens: Array) -> Array:
 
 
 def empty_predictions(pairs: Array, height: int, width: int, dtype: torch.dtype = torch.float16) -> PairPredictions:
-    """Room for the heads' output of all pairs, on the CPU."""
+    """Room for the heads' output of all pairs, on the CPU; NaN and 1 where nothing is written, which weighs nothing."""
     shape = (len(pairs), height, width)
     return PairPredictions(
         pairs=np.asarray(pairs),
-        points_first=torch.empty(*shape, 3, dtype=dtype),
-        points_second=torch.empty(*shape, 3, dtype=dtype),
-        confidence_first=torch.empty(shape, dtype=dtype),
-        confidence_second=torch.empty(shape, dtype=dtype),
+        points_first=torch.full((*shape, 3), torch.nan, dtype=dtype),
+        points_second=torch.full((*shape, 3), torch.nan, dtype=dtype),
+        confidence_first=torch.ones(shape, dtype=dtype),
+        confidence_second=torch.ones(shape, dtype=dtype),
     )

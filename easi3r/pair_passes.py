@@ -59,7 +59,8 @@ class PairPasses:
         with clock("encoder"):
             labels = cluster_tokens(piece.tokens, settings.motion.clusters, settings.seed).reshape(n, *grid)
         masks, passes = piece.masks, 1 if piece.masks is not None else settings.motion.passes
-        statistics = AttentionStatistics(n, grid)
+        boxes = None if piece.boxes is None else [box.tokens(patch_size) for box in piece.boxes]
+        statistics = AttentionStatistics(n, grid, boxes)
         for number in range(1, passes + 1):
             with clock(f"pass {number}"):
                 dynamic_tokens = None if masks is None else masks.tokens(patch_size)
@@ -81,6 +82,7 @@ class PairPasses:
                         batch_size=piece.batch_size,
                         dynamic_tokens=dynamic_tokens,
                         predictions=predictions,
+                        boxes=piece.boxes,
                     )
                 attention = statistics.maps()
                 if piece.masks is None:

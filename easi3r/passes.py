@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from easi3r.backbones.interface import Backbone
+from easi3r.canvas import Box
 from easi3r.config import Settings
 from easi3r.structures import AlignedCameras, Array, AttentionMaps, DynamicMasks, PairPredictions
 
@@ -26,6 +27,7 @@ class Piece:
     masks: DynamicMasks | None  # given by the user, and returned as they are
     residual_px: Array | None  # [n, H, W] epipolar residuals, for masks that rest on flow too; None: attention alone
     batch_size: int  # pairs at once
+    boxes: tuple[Box, ...] | None = None  # where each image lies, in pixels, if they are of unequal size
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from easi3r.alignment import align
 from easi3r.backbones.checkpoint import CheckpointInfo
 from easi3r.backbones.dust3r import Dust3r
 from easi3r.backbones.interface import Backbone
+from easi3r.canvas import Box, valid_pixels
 from easi3r.clean import clean_confidence
 from easi3r.clock import Clock
 from easi3r.config import Settings
@@ -66,7 +67,7 @@ def run(
     clock = Clock()
     network = in_precision(network, choose_dtype(settings.dtype, network))
     passes = passes_of(network, progress, clock)
-    settings = passes.settled(settings)
+    settings = passes.settled(settings.of_collection() if settings.frames.collection else settings)
     with clock("frames"):
         frames = read_frames(
             source,
@@ -77,7 +78,9 @@ def run(
         )
     given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames)
     known, distance = what_is_known(frames, settings, network.device, progress)
-    whole = work_within_memory(Job(passes, settings, progress, clock, masks_only), frames, Given(given, known))
+    whole = work_within_memory(
+        Job(passes, settings, progress, clock, masks_only), frames, Given(given, known, frames.boxes)
+    )
     moved: dict[str, Any] = {
         "images": frames.images,
         "dynamic_score": whole.masks.score,
@@ -89,13 +92,15 @@ def run(
     if whole.cameras is None:
         return Motion(**moved, meta=meta)
     seams = [note["seam_residual"] for note in whole.notes if "seam_residual" in note]
-    meta["quality"] = judge(whole.measured, whole.cameras, whole.masks.mask, seams=seams)
+    meta["quality"] = judge(
+        whole.measured, whole.cameras, whole.masks.mask, seams=seams, ordered=not settings.frames.collection
+    )
     metric = distance is not None or known.poses_set_the_scale or known.depth_sets_the_scale
     cameras = whole.cameras if distance is None else with_distance(whole.cameras, distance)
     return Scene(
         **moved,
         **vars(cameras),
-        valid_mask=np.ones(cameras.depth.shape, dtype=bool),
+        valid_mask=frames.valid_mask(),
         meta=meta | {"scale": "metric" if metric else "up to scale"},
     )
 
@@ -108,14 +113,19 @@ def passes_of(network: Backbone, progress: Progress, clock: Clock) -> Passes:
 
 @dataclass(frozen=True)
 class Given:
-    """What the user hands in beside the clip."""
+    """What is known of the frames beside their pixels."""
 
     masks: DynamicMasks | None
     known: Known
+    boxes: tuple[Box, ...] | None  # where the images of a collection lie on their canvas
 
     def part(self, frames: range) -> Given:
         """Of some consecutive frames."""
-        return Given(None if self.masks is None else self.masks.part(frames), self.known.part(frames))
+        return Given(
+            None if self.masks is None else self.masks.part(frames),
+            self.known.part(frames),
+            None if self.boxes is None else self.boxes[frames.start : frames.stop],
+        )
 
 
 def what_is_known(
@@ -183,7 +193,8 @@ class Job:
             with self.clock("encoder"):
                 fresh = frames.images[start + shared : end]
                 keep_on = torch.device("cpu") if self.settings.offload else None
-                encoded = encode_frames(self.passes.network, fresh, plan.batch_size, self.progress, keep_on)
+                boxes = given.part(range(start + shared, end)).boxes
+                encoded = encode_frames(self.passes.network, fresh, plan.batch_size, self.progress, keep_on, boxes)
                 tokens = encoded if tokens is None else torch.cat([tokens[len(tokens) - shared :], encoded])
             self.work_on(whole, frames.images[start:end], tokens, given.part(piece), piece, shared, plan.batch_size)
         return whole
@@ -210,12 +221,13 @@ class Job:
             wanted = (aligns or asks) and n > 1
             flow = estimate_flow(images, pairs, settings.flow, progress, self.passes.network.device) if wanted else None
             residual = epipolar_residual(flow, n, progress) if asks and flow is not None else None
-        seen = Piece(images, tokens, pairs, given.masks, residual, batch_size)
+        seen = Piece(images, tokens, pairs, given.masks, residual, batch_size, given.boxes)
         found = self.passes.look(seen, settings, masks_only=self.masks_only)
         whole.write_motion(found.masks, found.attention, piece, shared)
         if found.predictions is None:
             return
-        mask = found.masks.mask
+        valid = valid_pixels(images.shape[:3], given.boxes)
+        unseen = found.masks.mask | ~valid  # nothing there is static
         with self.clock("alignment"):
             known, uses = whole.known_for(given.known, piece, shared, settings)
             cameras = align(
@@ -224,15 +236,16 @@ class Job:
                 settings.alignment,
                 progress,
                 flow=flow if aligns else None,
-                dynamic_mask=mask,
+                dynamic_mask=unseen,
                 known=known,
                 uses=uses,
                 device=self.passes.network.device,
             )
-            whole.measured.append(measure(cameras, mask, flow, pairs, start=piece.start))
-            confidence = clean_confidence(**vars(cameras), dynamic_mask=mask, pairs=pairs)
+            cameras.depth[~valid] = 0
+            whole.measured.append(measure(cameras, unseen, flow, pairs, start=piece.start))
+            confidence = clean_confidence(**vars(cameras), dynamic_mask=unseen, pairs=pairs)
             cameras = dataclasses.replace(cameras, confidence=confidence)
-            whole.write_cameras(cameras, piece, shared, ~mask[:shared], known, uses)
+            whole.write_cameras(cameras, piece, shared, ~unseen[:shared], known, uses)
 
 
 def check_first_piece(known: Known, piece: range) -> None:

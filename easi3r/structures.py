@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from easi3r.canvas import Box, valid_pixels
+
 if TYPE_CHECKING:
     import torch
+
 
 Array = NDArray[Any]
 
@@ -58,6 +61,11 @@ class Frames:
     crops: tuple[Crop, ...]  # one per frame
     names: tuple[str, ...]  # one per frame: file name, or 'frame 12' of a video or an array
     source: str  # the path as given, or 'array'
+    boxes: tuple[Box, ...] | None = None  # where each image lies, if they are of unequal size on one canvas
+
+    def valid_mask(self) -> Array:
+        """[n, H, W] bool, False on padding."""
+        return valid_pixels(self.images.shape[:3], self.boxes)
 
     @property
     def num_frames(self) -> int:

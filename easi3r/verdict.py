@@ -134,20 +134,30 @@ NOT_CHECKED = {  # number that is None: what that means
 
 
 def judge(
-    measured: Sequence[Measurements], cameras: AlignedCameras, dynamic_mask: Array, *, seams: Sequence[float] = ()
+    measured: Sequence[Measurements],
+    cameras: AlignedCameras,
+    dynamic_mask: Array,
+    *,
+    seams: Sequence[float] = (),
+    ordered: bool = True,
 ) -> dict[str, Any]:
     """``meta["quality"]``: "verdict" (good, doubtful or bad), "reasons" and "not_checked" (sentences), every number.
 
     measured: of each piece; the worst one counts.  cameras and dynamic_mask [n, H, W]: of the whole clip.
-    seams: how far pieces disagree where they were joined, over the depth.  All values are plain JSON; None = unknown.
+    seams: how far pieces disagree where they were joined, over the depth.
+    ordered: frames follow each other and share a lens; False: nothing is made of path and focal length.
+    All values are plain JSON; None = unknown.
     """
     focal = cameras.intrinsics[:, 0, 0].astype(np.float64)
     per_frame = dynamic_mask.mean(axis=(1, 2))
+    of_order = {
+        **path_numbers(cameras.camera_to_world, quantile(cameras.depth[:, ::4, ::4])),
+        "focal_drift": float(np.abs(focal / np.median(focal) - 1).max()),
+    }
     measurements = {
         **worst_piece(measured),
         "moving_share": float(per_frame.mean()),
-        **path_numbers(cameras.camera_to_world, quantile(cameras.depth[:, ::4, ::4])),
-        "focal_drift": float(np.abs(focal / np.median(focal) - 1).max()),
+        **(of_order if ordered else dict.fromkeys(of_order, np.nan)),
         "seam_residual_largest": quantile(np.array(seams), 1.0),
     }
     numbers = {name: round(value, 6) if np.isfinite(value) else None for name, value in measurements.items()}

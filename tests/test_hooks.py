@@ -283,7 +283,7 @@ def test_cut_batch_equals_its_pairs_one_by_one(tiny_network, tokens) -> None:
     for i in range(3):
         with cut_attention(tiny_network, *(m[i : i + 1] for m in masks)):
             alone = tiny_network.decode(*(t[i : i + 1] for t in tokens), GRID)
-        part = Decoded([t[i : i + 1] for t in together.first], [t[i : i + 1] for t in together.second], GRID)
+        part = Decoded([t[i : i + 1] for t in together.first], [t[i : i + 1] for t in together.second], GRID, GRID)
         assert_same_tokens(part, alone, 1e-5)
 
 
@@ -294,7 +294,7 @@ def test_a_cut_of_decoder_two_hides_tokens_of_the_first_view(tiny_network, token
         ours = tiny_network.decode(*tokens, GRID)
     with cut_attention(tiny_network, *masks):
         mirrored = tiny_network.decode(*reversed(tokens), GRID)
-    assert_same_tokens(ours, Decoded(mirrored.second, mirrored.first, GRID), 1e-6)
+    assert_same_tokens(ours, Decoded(mirrored.second, mirrored.first, GRID, GRID), 1e-6)
 
 
 def test_cut_of_a_bfloat16_network_follows_float32(tiny_network, tokens) -> None:
@@ -371,7 +371,7 @@ def test_a_block_without_a_forward_pass_is_an_error(tiny_network, kind: str, cou
 
 @pytest.mark.parametrize("kind", ["capture", "cut"])
 def test_sites_that_a_forward_pass_skips_are_named(tiny_network, tokens, kind: str, fails_with) -> None:
-    tiny_network.dec_blocks[2].forward = lambda x, y, rotary: x
+    tiny_network.dec_blocks[2].forward = lambda x, *others: x
     expected = fails_with(HookError, "1 attention sites", "'dec_blocks.2.cross_attn.attend'")
     with expected, hooking(tiny_network, kind):
         tiny_network.decode(*tokens, GRID)

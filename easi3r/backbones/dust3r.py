@@ -38,11 +38,12 @@ class Dust3rConfig:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The tokens that each head reads, [B, N, C] each."""
+    """The tokens that each head reads, [B, N, C] each, and where they stand."""
 
     first: list[Tensor]
     second: list[Tensor]
-    grid: Grid
+    grid_first: Grid
+    grid_second: Grid
 
 
 @dataclass(frozen=True)
@@ -123,40 +124,49 @@ class Dust3r(Backbone):
             x = block(x, rotary)
         return cast(Tensor, self.enc_norm(x))
 
-    def decode(self, tokens_first: Tensor, tokens_second: Tensor, grid: Grid) -> Decoded:
-        """Encoder tokens [B, N, C] of both views -> what the heads read.  The attention hooks fire here."""
-        rotary = self._rotary(grid, self.config.dec_embed_dim // self.config.dec_num_heads)
+    def decode(
+        self, tokens_first: Tensor, tokens_second: Tensor, grid: Grid, grid_second: Grid | None = None
+    ) -> Decoded:
+        """Encoder tokens [B, N, C] of both views -> what the heads read.  The attention hooks fire here.
+
+        grid_second: of the second view, where its image is of another size than the first's.
+        """
+        grid_second = grid_second or grid
+        rotary1, rotary2 = self._decoder_rotary(grid), self._decoder_rotary(grid_second)
         kept = {0: (tokens_first, tokens_second)}
         x, y = self.decoder_embed(tokens_first), self.decoder_embed(tokens_second)
         for layer, (block1, block2) in enumerate(zip(self.dec_blocks, self.dec_blocks2, strict=True), start=1):
-            x, y = block1(x, y, rotary), block2(y, x, rotary)
+            x, y = block1(x, y, rotary1, rotary2), block2(y, x, rotary2, rotary1)
             if layer in self.downstream_head1.layers_read:
                 kept[layer] = (x, y)
         kept[self.config.dec_depth] = (self.dec_norm(x), self.dec_norm(y))
         first, second = zip(*(kept[layer] for layer in self.downstream_head1.layers_read), strict=True)
-        return Decoded(list(first), list(second), grid)
+        return Decoded(list(first), list(second), grid, grid_second)
 
-    def attend(self, tokens_first: Tensor, tokens_second: Tensor, grid: Grid) -> None:
+    def attend(self, tokens_first: Tensor, tokens_second: Tensor, grid: Grid, grid_second: Grid | None = None) -> None:
         """The decoders as far as the logits of the last layer's cross-attention, for the attention hooks alone."""
-        rotary = self._rotary(grid, self.config.dec_embed_dim // self.config.dec_num_heads)
+        rotary1, rotary2 = self._decoder_rotary(grid), self._decoder_rotary(grid_second or grid)
         x, y = self.decoder_embed(tokens_first), self.decoder_embed(tokens_second)
         *before, (last1, last2) = zip(self.dec_blocks, self.dec_blocks2, strict=True)
         for block1, block2 in before:
-            x, y = block1(x, y, rotary), block2(y, x, rotary)
-        cast(DecoderBlock, last1).meet(x, y, rotary)
-        cast(DecoderBlock, last2).meet(y, x, rotary)
+            x, y = block1(x, y, rotary1, rotary2), block2(y, x, rotary2, rotary1)
+        cast(DecoderBlock, last1).meet(x, y, rotary1, rotary2)
+        cast(DecoderBlock, last2).meet(y, x, rotary2, rotary1)
 
     def predict(self, decoded: Decoded) -> PointmapPair:
         """Run both heads."""
         conf_range = self.config.conf_range
-        points1, conf1 = points_and_confidence(self.downstream_head1(decoded.first, decoded.grid), conf_range)
-        points2, conf2 = points_and_confidence(self.downstream_head2(decoded.second, decoded.grid), conf_range)
+        points1, conf1 = points_and_confidence(self.downstream_head1(decoded.first, decoded.grid_first), conf_range)
+        points2, conf2 = points_and_confidence(self.downstream_head2(decoded.second, decoded.grid_second), conf_range)
         return PointmapPair(points1, points2, conf1, conf2)
 
     def forward(self, images_first: Tensor, images_second: Tensor) -> PointmapPair:
         """Images [B, 3, H, W] in [-1, 1] of both views -> points and confidences."""
-        grid = self.grid_of(*images_first.shape[-2:])
-        return self.predict(self.decode(self.encode(images_first), self.encode(images_second), grid))
+        grids = (self.grid_of(*images.shape[-2:]) for images in (images_first, images_second))
+        return self.predict(self.decode(self.encode(images_first), self.encode(images_second), *grids))
+
+    def _decoder_rotary(self, grid: Grid) -> RotaryTable:
+        return self._rotary(grid, self.config.dec_embed_dim // self.config.dec_num_heads)
 
     def _rotary(self, grid: Grid, head_dim: int) -> RotaryTable:
         return _rotary_table(grid, head_dim, self.config.rope_base, self.device)

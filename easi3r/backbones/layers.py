@@ -69,7 +69,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries from x [B, N, C], keys and values from the other view's y."""
+    """Queries from x [B, N, C], keys and values from the other view's y [B, M, C], each on a grid of its own."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -80,17 +80,19 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.attend = Attend()
 
-    def forward(self, x: Tensor, y: Tensor, rotary: RotaryTable) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, rotary: RotaryTable, rotary_y: RotaryTable) -> Tensor:
         v = split_heads(self.projv(y), self.num_heads)
-        return self.proj(merge_heads(self.attend(*self._queries_and_keys(x, y, rotary), v)))  # type: ignore[no-any-return]
+        return self.proj(merge_heads(self.attend(*self._queries_and_keys(x, y, rotary, rotary_y), v)))  # type: ignore[no-any-return]
 
-    def meet(self, x: Tensor, y: Tensor, rotary: RotaryTable) -> None:
+    def meet(self, x: Tensor, y: Tensor, rotary: RotaryTable, rotary_y: RotaryTable) -> None:
         """As far as the logits: queries and keys meet, for the hooks to see, and nothing comes of it."""
-        self.attend(*self._queries_and_keys(x, y, rotary), None)
+        self.attend(*self._queries_and_keys(x, y, rotary, rotary_y), None)
 
-    def _queries_and_keys(self, x: Tensor, y: Tensor, rotary: RotaryTable) -> tuple[Tensor, Tensor]:
+    def _queries_and_keys(
+        self, x: Tensor, y: Tensor, rotary: RotaryTable, rotary_y: RotaryTable
+    ) -> tuple[Tensor, Tensor]:
         q, k = split_heads(self.projq(x), self.num_heads), split_heads(self.projk(y), self.num_heads)
-        return rotary.rotate(q), rotary.rotate(k)
+        return rotary.rotate(q), rotary_y.rotate(k)
 
 
 class Mlp(nn.Module):
@@ -133,12 +135,12 @@ class DecoderBlock(nn.Module):
         self.norm_y = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim)
 
-    def forward(self, x: Tensor, y: Tensor, rotary: RotaryTable) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, rotary: RotaryTable, rotary_y: RotaryTable) -> Tensor:
         x = x + self.attn(self.norm1(x), rotary)
-        x = x + self.cross_attn(self.norm2(x), self.norm_y(y), rotary)
+        x = x + self.cross_attn(self.norm2(x), self.norm_y(y), rotary, rotary_y)
         return x + self.mlp(self.norm3(x))  # type: ignore[no-any-return]
 
-    def meet(self, x: Tensor, y: Tensor, rotary: RotaryTable) -> None:
+    def meet(self, x: Tensor, y: Tensor, rotary: RotaryTable, rotary_y: RotaryTable) -> None:
         """The block as far as the logits of its cross-attention."""
         x = x + self.attn(self.norm1(x), rotary)
-        self.cross_attn.meet(self.norm2(x), self.norm_y(y), rotary)
+        self.cross_attn.meet(self.norm2(x), self.norm_y(y), rotary, rotary_y)
