@@ -68,12 +68,6 @@ class Sam2Settings:
     chunk: int = 32  # frames that it sees at once; more cost memory, and time by their square
     offload: bool = False  # keep its frames and memories on the host
 
-    def __post_init__(self) -> None:
-        if self.chunk < 2:
-            raise ConfigError(f"sam2.chunk is {self.chunk}, but it must be at least 2: frames prompt their neighbours.")
-        if self.image_size < 1 or self.image_size % 32:
-            raise ConfigError(f"sam2.image_size is {self.image_size}, but it must be a multiple of 32.")
-
 
 @dataclass(frozen=True)
 class FlowSettings:
@@ -247,6 +241,10 @@ def check_ranges(settings: Settings) -> None:
             f"pieces.frames is {pieces.frames} and pieces.overlap {pieces.overlap}, but the overlap must be at least 2 "
             "and at most half of a piece."
         )
+    if settings.sam2.chunk < 2:
+        raise ConfigError(f"sam2.chunk is {settings.sam2.chunk}, but it must be at least 2: frames prompt each other.")
+    if settings.sam2.image_size % 32:
+        raise ConfigError(f"sam2.image_size is {settings.sam2.image_size}, but it must be a multiple of 32.")
     if frames.start is not None and frames.end is not None and frames.end <= frames.start:
         raise ConfigError(f"frames.end is {frames.end} s, but it must lie after frames.start ({frames.start} s).")
 

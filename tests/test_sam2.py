@@ -1,4 +1,4 @@
-"""Masks refined by SAM 2, which really runs here: its tiny video predictor at 128 pixels, with random weights."""
+"""Masks refined by SAM 2, which really runs here: its tiny video predictor at 64 pixels, with random weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from easi3r.sam2_refinement import build_predictor, check_sam2, config_of, load_
 
 ROOT = Path(easi3r.__file__).parents[1]
 TINY = "configs/sam2.1/sam2.1_hiera_t.yaml"
-SIDE = 128  # pixels
+SIDE = 64  # pixels
 CPU = torch.device("cpu")
 
 
@@ -77,14 +77,14 @@ def asking_for(weights: Path | str, **changes: Any) -> Settings:
 
 def test_even_frames_prompt_odd_ones_and_the_reverse(predictor: Any, tmp_path: Path) -> None:
     """Equal to what SAM 2's own calls give, each half by itself, one propagation through the clip."""
-    images, masks = moving_square(4), square_masks(4)
+    images, masks = moving_square(3), square_masks(3)
     expected = masks.copy()
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i:05d}.jpg", quality=95, subsampling=0)
     for parity in (0, 1):
         with torch.autocast("cpu", torch.bfloat16):
             state = predictor.init_state(str(tmp_path))
-            for i in range(parity, 4, 2):
+            for i in range(parity, 3, 2):
                 predictor.add_new_mask(state, i, 1, masks[i])
             for i, _, logits in predictor.propagate_in_video(state, start_frame_idx=0):
                 if i % 2 != parity:
@@ -95,15 +95,15 @@ def test_even_frames_prompt_odd_ones_and_the_reverse(predictor: Any, tmp_path: P
 
 
 def test_a_frame_does_not_depend_on_the_masks_of_its_own_half(predictor: Any) -> None:
-    masks = square_masks(4)
+    masks = square_masks(3)
     changed = masks.copy()
-    changed[1] = False
-    changed[1, :, :24] = True
+    changed[0] = False
+    changed[0, :, :24] = True
     first, second = refine(predictor, masks), refine(predictor, changed)
-    neither = ~(masks[1] | changed[1])
-    np.testing.assert_array_equal(first[1][neither], second[1][neither])  # but for its own mask, which is united
-    np.testing.assert_array_equal(first[3], second[3])
-    assert (first[[0, 2]] != second[[0, 2]]).any(axis=(1, 2)).all()
+    neither = ~(masks[0] | changed[0])
+    np.testing.assert_array_equal(first[0][neither], second[0][neither])  # but for its own mask, which is united
+    np.testing.assert_array_equal(first[2], second[2])
+    assert (first[1] != second[1]).any()
 
 
 def test_each_instance_is_an_object_of_its_own(predictor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +315,7 @@ def test_weights_that_do_not_fit_are_one_sentence(sam2: Any, predictor: Any, tmp
         load_refiner(asking_for(path, **{"sam2.config": "nonsense"}), CPU)
 
 
-@pytest.mark.parametrize("name, value", [("sam2.chunk", 1), ("sam2.image_size", 100), ("sam2.chunk", 0)])
+@pytest.mark.parametrize("name, value", [("sam2.chunk", 1), ("sam2.image_size", 100)])
 def test_impossible_settings_are_refused(name: str, value: int, fails_with) -> None:
     with fails_with(ConfigError, name, str(value)):
         Settings().with_options({name: value})
