@@ -38,6 +38,7 @@ HELP = {
     "passes": "1: stop after the first pass; 2: decode again with attention to moving regions cut off",
     "masks": "folder of PNG masks, one per frame, 255 = moves; or 'none' for plain DUSt3R",
     "evidence": "of motion: attention (as published), flow (off the epipolar lines), or both (default)",
+    "refine": "the masks that were found: none, or sam2: by SAM 2's video predictor (extra sam2)",
     "intrinsics": "of the source frames: f | f,cx,cy | fx,fy,cx,cy | exif | a text, npy, npz or COLMAP file",
     "camera_to_world": "known poses, a file: TUM, npz or npy; frames that are not in it are solved for",
     "world_to_camera": "the same the other way round: npz, npy or COLMAP",
@@ -236,6 +237,10 @@ def _work(options: argparse.Namespace, settings: Settings) -> None:
 
     # what is wrong already is said before the weights are loaded, not after hours of work
     check_output(options.output, overwrite=options.overwrite)
+    if settings.motion.refine != "none":
+        from easi3r.sam2_refinement import check_sam2
+
+        check_sam2(settings)
     read_frames(options.input, FrameSettings(max_frames=1, image_size="native"), patch_size=1, trained_size=1)
     from easi3r.model import Easi3R
 

@@ -56,6 +56,18 @@ class MotionSettings:
     evidence: Literal["both", "attention", "flow"] = "both"  # attention: masks as published; flow: epipolar residuals;
     # both: what attention finds and flow does not refute, and what flow alone proves
     min_motion: float = 0.004  # distance from the epipolar line that counts as motion, over the images' long side
+    refine: Literal["none", "sam2"] = "none"  # of the masks that were found; sam2: SAM 2's video predictor (extra sam2)
+
+
+@dataclass(frozen=True)
+class Sam2Settings:
+    """What ``motion.refine`` = sam2 uses."""
+
+    checkpoint: str = "facebook/sam2.1-hiera-large"  # a hub id (-tiny, -small, -base-plus, -large), or a .pt file
+    config: str | None = None  # sam2's name of a configuration; None: the one that fits the weights
+    image_size: int = 1024  # side of the square that SAM 2 sees, a multiple of 32; below 1024: faster and coarser
+    chunk: int = 32  # frames that it sees at once; more cost memory, and time by their square
+    offload: bool = False  # keep its frames and memories on the host
 
 
 @dataclass(frozen=True)
@@ -131,6 +143,7 @@ class Settings:
     frames: FrameSettings = field(default_factory=FrameSettings)
     pairs: PairSettings = field(default_factory=PairSettings)
     motion: MotionSettings = field(default_factory=MotionSettings)
+    sam2: Sam2Settings = field(default_factory=Sam2Settings)
     flow: FlowSettings = field(default_factory=FlowSettings)
     known: KnownSettings = field(default_factory=KnownSettings)
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
@@ -201,6 +214,7 @@ OPTIONS: dict[str, str] = {  # short name -> dotted name; the keywords and flags
     "passes": "motion.passes",
     "masks": "motion.masks",
     "evidence": "motion.evidence",
+    "refine": "motion.refine",
     "intrinsics": "known.intrinsics",
     "camera_to_world": "known.camera_to_world",
     "world_to_camera": "known.world_to_camera",
@@ -243,6 +257,10 @@ def check_ranges(settings: Settings) -> None:
             f"pieces.frames is {pieces.frames} and pieces.overlap {pieces.overlap}, but the overlap must be at least 2 "
             "and at most half of a piece."
         )
+    if settings.sam2.chunk < 2:
+        raise ConfigError(f"sam2.chunk is {settings.sam2.chunk}, but it must be at least 2: frames prompt each other.")
+    if settings.sam2.image_size % 32:
+        raise ConfigError(f"sam2.image_size is {settings.sam2.image_size}, but it must be a multiple of 32.")
     if frames.start is not None and frames.end is not None and frames.end <= frames.start:
         raise ConfigError(f"frames.end is {frames.end} s, but it must lie after frames.start ({frames.start} s).")
 

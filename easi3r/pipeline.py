@@ -41,6 +41,7 @@ from easi3r.pose_direction import check_direction, pairs_to_check
 from easi3r.precision import choose_dtype, in_precision
 from easi3r.progress import Progress
 from easi3r.quality import measure
+from easi3r.sam2_refinement import Sam2Refiner, load_refiner
 from easi3r.scale import Distance, read_scale, with_distance
 from easi3r.scene import Motion, Scene
 from easi3r.structures import Array, DynamicMasks, Frames, Known
@@ -65,6 +66,7 @@ def run(
     Returns a Scene, or with ``masks_only`` a Motion.  Raises InputError where the memory does not suffice.
     """
     clock = Clock()
+    refiner = load_refiner(settings, network.device)  # first, since its extra or its weights may be absent
     network = in_precision(network, choose_dtype(settings.dtype, network))
     passes = passes_of(network, progress, clock)
     settings = passes.settled(settings.of_collection() if settings.frames.collection else settings)
@@ -79,7 +81,7 @@ def run(
     given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames)
     known, distance = what_is_known(frames, settings, network.device, progress)
     whole = work_within_memory(
-        Job(passes, settings, progress, clock, masks_only), frames, Given(given, known, frames.boxes)
+        Job(passes, settings, progress, clock, masks_only, refiner), frames, Given(given, known, frames.boxes)
     )
     moved: dict[str, Any] = {
         "images": frames.images,
@@ -89,6 +91,8 @@ def run(
         "timestamps": frames.timestamps,
     }
     meta = describe(frames, checkpoint, settings, network, clock) | {"pieces": whole.notes}
+    if refiner is not None:
+        meta["sam2"] = refiner.checkpoint.describe()
     if whole.cameras is None:
         return Motion(**moved, meta=meta)
     seams = [note["seam_residual"] for note in whole.notes if "seam_residual" in note]
@@ -179,6 +183,7 @@ class Job:
     progress: Progress
     clock: Clock
     masks_only: bool
+    refiner: Sam2Refiner | None
 
     def plan(self, frames: Frames) -> Plan:
         return make_plan(self.passes, frames.images.shape[:3], self.settings, masks_only=self.masks_only)
@@ -223,11 +228,15 @@ class Job:
             residual = epipolar_residual(flow, n, progress) if asks and flow is not None else None
         seen = Piece(images, tokens, pairs, given.masks, residual, batch_size, given.boxes)
         found = self.passes.look(seen, settings, masks_only=self.masks_only)
-        whole.write_motion(found.masks, found.attention, piece, shared)
+        masks = found.masks
+        if self.refiner is not None:
+            with self.clock("sam2"):
+                masks = dataclasses.replace(masks, mask=self.refiner(images, masks.mask, progress))
+        whole.write_motion(masks, found.attention, piece, shared)
         if found.predictions is None:
             return
         valid = valid_pixels(images.shape[:3], given.boxes)
-        unseen = found.masks.mask | ~valid  # nothing there is static
+        unseen = masks.mask | ~valid  # nothing there is static
         with self.clock("alignment"):
             known, uses = whole.known_for(given.known, piece, shared, settings)
             cameras = align(
@@ -273,7 +282,7 @@ def describe(
         "crops": [dataclasses.asdict(crop) for crop in frames.crops],
         "settings": settings.as_dict(),
         "seed": settings.seed,
-        "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256(), "licence": checkpoint.licence},
+        "checkpoint": checkpoint.describe(),
         "device": str(network.device),
         "dtype": str(network.dtype).removeprefix("torch."),
         "versions": {

@@ -44,6 +44,12 @@ OTHER_VALUES = {  # one value per setting that is not its default
     "motion.clusters": 9,
     "motion.evidence": "flow",
     "motion.min_motion": 0.02,
+    "motion.refine": "sam2",
+    "sam2.checkpoint": "facebook/sam2.1-hiera-tiny",
+    "sam2.config": "configs/sam2/sam2_hiera_t.yaml",
+    "sam2.image_size": 512,
+    "sam2.chunk": 8,
+    "sam2.offload": True,
     "flow.method": "raft",
     "flow.weights": "raft_small.pth",
     "flow.max_inconsistency_px": 1.5,
@@ -128,7 +134,7 @@ def test_every_short_option_is_a_keyword_of_reconstruct_and_segment():
         for name in OPTIONS:
             value = "cpu" if name == "device" else OTHER_VALUES[OPTIONS[name]]
             with pytest.raises(InputError, match="does not exist"):  # so the option had been taken
-                act("nowhere.mp4", **{name: value})
+                act("nowhere.mp4", **{"masks": "none", name: value})  # given masks need no SAM 2
 
 
 # --- conversion

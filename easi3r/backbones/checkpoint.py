@@ -60,6 +60,10 @@ class CheckpointInfo:
                 digest.update(chunk)
         return digest.hexdigest()
 
+    def describe(self) -> dict[str, str | None]:
+        """For ``meta`` of a result."""
+        return {"name": self.name, "sha256": self.sha256(), "licence": self.licence}
+
 
 def load_checkpoint(name: str | Path) -> tuple[Dust3r, CheckpointInfo]:
     """Load a ``.pth`` file, a Hugging Face folder or a hub id; the network is in float32 on the CPU.
