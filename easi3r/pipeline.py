@@ -33,6 +33,7 @@ from easi3r.flow import estimate_flow
 from easi3r.frames import read_frames
 from easi3r.given_masks import read_masks
 from easi3r.inference import changed_by_cut, empty_predictions, encode_frames, observe_pairs
+from easi3r.instances import find_instances
 from easi3r.known import read_known
 from easi3r.pairs import make_pairs
 from easi3r.plan import Plan, make_plan, smaller
@@ -82,8 +83,11 @@ def run(
         "dynamic_mask": whole.masks.mask,
         "attention": whole.attention,
         "timestamps": frames.timestamps,
+        "instances": (instances := whole.instances()),
     }
     meta = describe(frames, checkpoint, settings, network, clock) | {"pieces": whole.notes}
+    if instances is not None:
+        meta["instances"] = instances.summary()
     if whole.cameras is None:
         return Motion(**moved, meta=meta)
     seams = [note["seam_residual"] for note in whole.notes if "seam_residual" in note]
@@ -197,11 +201,17 @@ class Job:
         with self.clock("flow"):
             aligns = not self.masks_only and settings.alignment.method != "none" and settings.alignment.flow_weight > 0
             asks = settings.motion.evidence != "attention" and given.masks is None
-            wanted = (aligns or asks) and n > 1
+            follows = settings.motion.instances and (given.masks is None or bool(given.masks.mask.any()))
+            wanted = (aligns or asks or follows) and n > 1
             flow = estimate_flow(images, pairs, settings.flow, progress, self.network.device) if wanted else None
             residual = epipolar_residual(flow, n, progress) if asks and flow is not None else None
         masks, attention, predictions = self.find_motion(images, tokens, pairs, given.masks, residual, batch_size)
         whole.write_motion(masks, attention, piece, shared)
+        if settings.motion.instances:
+            with self.clock("instances"):
+                spread = tokens.float().cpu().numpy().reshape(*attention.dynamic_map.shape, -1)
+                found = find_instances(masks.mask, flow, spread, settings.motion.min_motion, progress)
+                whole.write_instances(found, piece, shared)
         if predictions is None:
             return
         with self.clock("alignment"):

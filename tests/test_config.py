@@ -44,6 +44,7 @@ OTHER_VALUES = {  # one value per setting that is not its default
     "motion.clusters": 9,
     "motion.evidence": "flow",
     "motion.min_motion": 0.02,
+    "motion.instances": False,
     "flow.method": "raft",
     "flow.weights": "raft_small.pth",
     "flow.max_inconsistency_px": 1.5,
