@@ -6,8 +6,6 @@ Lengths are in long sides of the image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import cv2
 import numpy as np
 
@@ -78,15 +76,16 @@ class FrameMotion:
         distance = np.median(_length(apart[usable, 0] @ meeting, apart[usable, 1] @ meeting), axis=1)
         return float(np.median(distance * self.over_time[usable]))
 
-    def split(self, region: Array, starts: Iterable[Array], min_motion: float) -> Array | None:
-        """One of the two parts [h, w] bool of a region whose motions disagree by more than ``min_motion``, or None.
+    def split(self, region: Array, min_motion: float) -> Array | None:
+        """One of the two parts of a region whose motions disagree by more than ``min_motion``, or None; [h, w] bool.
 
-        region: [h, w] bool.  starts: first guesses of such a part; the one whose two motions explain most is taken.
+        Cells are given to the nearer of two motions, again and again, from several first guesses; the one whose two
+        motions leave least is taken.
         """
         least = max(MIN_CELLS, LEAST_SHARE * region.sum())
         if region.sum() < 2 * least or not len(self.over_time):
             return None
-        guesses = np.stack([guess[region] for guess in [*self._guesses(region), *starts]])  # [g, m]
+        guesses = np.stack([guess[region] for guess in self._guesses(region)])  # [g, m]
         for _ in range(REASSIGNMENTS):
             guesses, left = self._nearer(region, guesses)
         possible = np.minimum(guesses.sum(axis=1), (~guesses).sum(axis=1)) >= least

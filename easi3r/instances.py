@@ -18,7 +18,6 @@ CARRIED = 0.5  # of what flow carries from one region into another frame's mask,
 COMPATIBLE = 0.5  # of what two tracks show at the same time, that must move alike for them to be one
 ALIKE = 0.5  # cosine of the mean tokens of two tracks, from which on they are one thing seen again
 MAX_IDS = 65535  # what a PNG of 16 bits can hold
-LANDED = 0.15  # of a region's pixels that flow carries into another component, for that to suggest a split
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,10 @@ def find_instances(
     if flow is None:
         nothing = np.zeros((0, *mask.shape[1:]))
         flow = PairFlow(np.zeros((0, 2), np.int64), np.zeros((*nothing.shape, 2), np.float32), nothing.astype(bool))
-    components = np.stack([cv2.connectedComponents(frame.astype(np.uint8), connectivity=8)[1] for frame in mask])
     motions = [FrameMotion(flow, frame) for frame in range(len(mask))]
     regions: list[Region] = []
     for frame in progress(range(len(mask)), "instances"):
-        regions += split_components(components, frame, motions[frame], flow, min_motion)
+        regions += split_components(mask[frame], frame, motions[frame], min_motion)
     tracks = Tracks(regions, motions, min_motion)
     for first, second in links(regions, flow, mask.shape):
         tracks.join(first, second)
@@ -57,27 +55,22 @@ def find_instances(
     return largest_first(label(tracks, mask.shape))
 
 
-def split_components(
-    components: Array, frame: int, motion: FrameMotion, flow: PairFlow, min_motion: float
-) -> list[Region]:
-    """The components of a frame, cut where two motions meet; components: [n, H, W] int32 of all frames."""
-    own = components[frame]
+def split_components(mask: Array, frame: int, motion: FrameMotion, min_motion: float) -> list[Region]:
+    """The components of a frame's mask [H, W] bool, cut where two motions meet."""
+    count, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     some = slice(None, None, motion.stride)
-    landed = [  # [h, w] which components of another frame the cells are carried into
-        np.where(valid, components[other].reshape(-1)[target], 0)[some, some]
-        for other, target, valid in arrivals(flow, frame)
-    ]
     regions = []
-    for number in range(1, int(own.max()) + 1):
-        todo = [(own == number, own[some, some] == number)]
+    for number in range(1, count):
+        todo = [components == number]
         while todo:
-            pixels, cells = todo.pop()
-            part = motion.split(cells, suggestions(landed, cells), min_motion)
+            pixels = todo.pop()
+            cells = pixels[some, some]
+            part = motion.split(cells, min_motion)
             if part is None:
                 regions.append(Region(frame, np.flatnonzero(pixels), cells))
             else:
                 near = nearest_part(part, cells & ~part, motion.stride, pixels.shape)
-                todo += [(pixels & near, part), (pixels & ~near, cells & ~part)]
+                todo += [pixels & near, pixels & ~near]
     return regions
 
 
@@ -90,17 +83,6 @@ def arrivals(flow: PairFlow, frame: int) -> list[tuple[int, Array, Array]]:
         column = np.rint(x + flow.flow[k, ..., 0]).clip(0, width - 1).astype(np.int64)
         row = np.rint(y + flow.flow[k, ..., 1]).clip(0, height - 1).astype(np.int64)
         found.append((int(flow.pairs[k, 1]), row * width + column, flow.valid[k]))
-    return found
-
-
-def suggestions(landed: list[Array], cells: Array) -> list[Array]:
-    """Parts [h, w] bool of a region's cells that flow carries into one component, where it carries others elsewhere."""
-    found = []
-    for carried in landed:
-        counts = np.bincount(carried[cells])[1:]
-        if np.count_nonzero(counts > LANDED * counts.sum()) > 1:
-            first, second = np.argsort(-counts)[:2] + 1
-            found.append(nearest_part(carried == first, carried == second, 1, cells.shape))
     return found
 
 
