@@ -20,6 +20,9 @@ ALIKE = 0.5  # cosine of the mean tokens of two tracks, from which on they are o
 MAX_IDS = 65535  # what a PNG of 16 bits can hold
 
 
+Carried = list[dict[int, int]]  # region -> region of another frame -> pixels that flow carries there
+
+
 @dataclass(frozen=True)
 class Region:
     """Connected pixels of a frame that move as one, as far as can be seen."""
@@ -47,11 +50,13 @@ def find_instances(
     for frame in progress(range(len(mask)), "instances"):
         regions += split_components(mask[frame], frame, motions[frame], min_motion)
     tracks = Tracks(regions, motions, min_motion)
-    for first, second in links(regions, flow, mask.shape):
+    carried = carry(regions, flow, mask.shape)
+    for first, second in links(regions, carried):
         tracks.join(first, second)
     if tokens is not None:
         for first, second in alike(tracks, tokens, mask.shape[1:]):
             tracks.join_if_apart(first, second)
+    absorb(tracks, carried)
     return largest_first(label(tracks, mask.shape))
 
 
@@ -130,6 +135,10 @@ class Tracks:
                     alike_then += size * self.moves_alike(a, b)
         if together and alike_then <= COMPATIBLE * together:
             return
+        self.unite(first, second)
+
+    def unite(self, first: int, second: int) -> None:
+        """Make one thing of two roots' things, whatever speaks against it; the first stays a root."""
         self.parent[second] = first
         for frame, others in self.members[second].items():
             self.members[first].setdefault(frame, []).extend(others)
@@ -148,6 +157,10 @@ class Tracks:
             self.known[key] = self.motions[a.frame].disagreement(a.cells, b.cells) <= self.min_motion
         return self.known[key]
 
+    def size(self, members: list[int]) -> int:
+        """Pixels of some regions."""
+        return sum(len(self.regions[i].pixels) for i in members)
+
     def things(self) -> dict[int, list[int]]:
         """Root -> its regions."""
         return {
@@ -157,13 +170,12 @@ class Tracks:
         }
 
 
-def links(regions: list[Region], flow: PairFlow, shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Pairs of regions of different frames that flow carries into each other, those with most pixels first."""
+def carry(regions: list[Region], flow: PairFlow, shape: tuple[int, ...]) -> Carried:
+    """How many pixels of each region flow carries into which regions of other frames."""
     labels = np.full((shape[0], shape[1] * shape[2]), -1, dtype=np.int64)
     for i, region in enumerate(regions):
         labels[region.frame, region.pixels] = i
-    carried: dict[tuple[int, int], int] = {}
-    landed: dict[tuple[int, int], int] = {}
+    carried: Carried = [{} for _ in regions]
     for frame in range(shape[0]):
         for other, target, valid in arrivals(flow, frame):
             there = np.where(valid.reshape(-1), labels[other, target.reshape(-1)], -1)
@@ -171,14 +183,39 @@ def links(regions: list[Region], flow: PairFlow, shape: tuple[int, ...]) -> list
             keys, counts = np.unique(labels[frame, both] * len(regions) + there[both], return_counts=True)
             for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
                 source, arrived = divmod(key, len(regions))
-                carried[source, arrived] = count
-                landed[source, other] = landed.get((source, other), 0) + count
+                carried[source][arrived] = count
+    return carried
+
+
+def links(regions: list[Region], carried: Carried) -> list[tuple[int, int]]:
+    """Pairs of regions of different frames that flow carries into each other, those with most pixels first."""
     found: dict[tuple[int, int], int] = {}
-    for (source, arrived), count in carried.items():
-        if count > CARRIED * landed[source, regions[arrived].frame]:
-            key = min(source, arrived), max(source, arrived)
-            found[key] = count + carried.get((arrived, source), 0)
+    for source, arrivals_of in enumerate(carried):
+        landed: dict[int, int] = {}
+        for arrived, count in arrivals_of.items():
+            landed[regions[arrived].frame] = landed.get(regions[arrived].frame, 0) + count
+        for arrived, count in arrivals_of.items():
+            if count > CARRIED * landed[regions[arrived].frame]:
+                key = min(source, arrived), max(source, arrived)
+                found[key] = count + carried[arrived].get(source, 0)
     return sorted(found, key=lambda pair: (-found[pair], pair))
+
+
+def absorb(tracks: Tracks, carried: Carried) -> None:
+    """Give what flow carries into another thing rather than into itself to that thing, the small ones first.
+
+    It is a part that stood apart in a few frames: a speck of the mask, or a split for which other frames see no reason.
+    """
+    things = tracks.things()
+    for root in sorted(things, key=lambda root: (tracks.size(things[root]), root)):
+        shares: dict[int, int] = {}
+        for i in things[root]:
+            for arrived, count in carried[i].items():
+                other = tracks.root(arrived)
+                shares[other] = shares.get(other, 0) + count
+        best = max(shares, key=lambda other: (shares[other], -other), default=root)
+        if best != tracks.root(root) and shares[best] > shares.get(tracks.root(root), 0):
+            tracks.unite(best, tracks.root(root))
 
 
 def alike(tracks: Tracks, tokens: Array, size: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -190,11 +227,10 @@ def alike(tracks: Tracks, tokens: Array, size: tuple[int, ...]) -> list[tuple[in
     centred = (tokens - tokens.mean(axis=(0, 1, 2))).reshape(len(tokens), -1, tokens.shape[-1])
     roots, means = [], []
     for root, members in tracks.things().items():
-        regions = [tracks.regions[i] for i in members]
-        if sum(len(region.pixels) for region in regions) < patch**2:
+        if tracks.size(members) < patch**2:
             continue
         mean = np.zeros(tokens.shape[-1])
-        for region in regions:
+        for region in (tracks.regions[i] for i in members):
             row, column = np.divmod(region.pixels, size[1])
             share = np.bincount(row // patch * tokens.shape[2] + column // patch, minlength=centred.shape[1])
             mean += share @ centred[region.frame]
