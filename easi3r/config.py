@@ -55,7 +55,9 @@ class MotionSettings:
     clusters: int = 64  # k-means over encoder tokens; as many as there are tokens at most
     evidence: Literal["both", "attention", "flow"] = "both"  # attention: masks as published; flow: epipolar residuals;
     # both: what attention finds and flow does not refute, and what flow alone proves
-    min_motion: float = 0.004  # distance from the epipolar line that counts as motion, over the images' long side
+    min_motion: float = 0.004  # distance from the epipolar line that counts as motion, over the images' long side;
+    # motions of two touching parts that differ by more than that per frame make them two instances
+    instances: bool = True  # tell things that move apart, and follow them; it needs optical flow
     refine: Literal["none", "sam2"] = "none"  # of the masks that were found; sam2: SAM 2's video predictor (extra sam2)
 
 
@@ -215,6 +217,7 @@ OPTIONS: dict[str, str] = {  # short name -> dotted name; the keywords and flags
     "masks": "motion.masks",
     "evidence": "motion.evidence",
     "refine": "motion.refine",
+    "instances": "motion.instances",
     "intrinsics": "known.intrinsics",
     "camera_to_world": "known.camera_to_world",
     "world_to_camera": "known.world_to_camera",

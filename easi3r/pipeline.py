@@ -32,6 +32,7 @@ from easi3r.flow import estimate_flow
 from easi3r.frames import read_frames
 from easi3r.given_masks import read_masks
 from easi3r.inference import encode_frames
+from easi3r.instances import find_instances
 from easi3r.known import read_known
 from easi3r.pair_passes import PairPasses
 from easi3r.pairs import make_pairs
@@ -89,10 +90,13 @@ def run(
         "dynamic_mask": whole.masks.mask,
         "attention": whole.attention,
         "timestamps": frames.timestamps,
+        "instances": (instances := whole.instances()),
     }
     meta = describe(frames, checkpoint, settings, network, clock) | {"pieces": whole.notes}
     if refiner is not None:
         meta["sam2"] = refiner.checkpoint.describe()
+    if instances is not None:
+        meta["instances"] = instances.summary()
     if whole.cameras is None:
         return Motion(**moved, meta=meta)
     seams = [note["seam_residual"] for note in whole.notes if "seam_residual" in note]
@@ -223,16 +227,25 @@ class Job:
         with self.clock("flow"):
             aligns = not self.masks_only and settings.alignment.method != "none" and settings.alignment.flow_weight > 0
             asks = settings.motion.evidence != "attention" and given.masks is None
-            wanted = (aligns or asks) and n > 1
+            follows = settings.motion.instances and (given.masks is None or bool(given.masks.mask.any()))
+            wanted = (aligns or asks or follows) and n > 1
             flow = estimate_flow(images, pairs, settings.flow, progress, self.passes.network.device) if wanted else None
             residual = epipolar_residual(flow, n, progress) if asks and flow is not None else None
         seen = Piece(images, tokens, pairs, given.masks, residual, batch_size, given.boxes)
         found = self.passes.look(seen, settings, masks_only=self.masks_only)
         masks = found.masks
+        things = masks.mask  # or ids of what moves apart
+        if settings.motion.instances:
+            with self.clock("instances"):
+                spread = tokens.float().cpu().numpy().reshape(*found.attention.dynamic_map.shape, -1)
+                things = find_instances(masks.mask, flow, spread, settings.motion.min_motion, progress)
         if self.refiner is not None:
             with self.clock("sam2"):
-                masks = dataclasses.replace(masks, mask=self.refiner(images, masks.mask, progress))
+                things = self.refiner(images, things, progress)
+                masks = dataclasses.replace(masks, mask=things != 0)
         whole.write_motion(masks, found.attention, piece, shared)
+        if settings.motion.instances:
+            whole.write_instances(things, piece, shared)
         if found.predictions is None:
             return
         valid = valid_pixels(images.shape[:3], given.boxes)

@@ -6,7 +6,7 @@ import json
 import reprlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from easi3r.errors import InputError, OutputError
 from easi3r.geometry import depth_edges, transform, unproject
 from easi3r.storage import MARKER, whole_folder
-from easi3r.structures import Array, AttentionMaps, Crop
+from easi3r.structures import Array, AttentionMaps, Crop, Instances
 
 if TYPE_CHECKING:
     from easi3r.viewer.live import Viewer
@@ -30,6 +30,7 @@ MOTION_CONVENTIONS = {
     "pixels": "the centre of the top-left pixel is (0, 0)",
     "dynamic_mask": "PNG: 255 = moves, 0 = static",
     "dynamic_score": "0 to 1, higher moves more",
+    "instances": "PNG of 16 bits: 0 = static, else which thing it is, the largest is 1; no such folder: not asked for",
     "attention.npz": "source_mean, source_std, reference_mean, reference_std, dynamic_map: [frames, h, w] tokens, 0..1",
     "timestamps": "seconds on the source's clock",
     "report.html": "this result for people: open it in a browser",
@@ -68,6 +69,7 @@ class Motion:
     attention: AttentionMaps
     timestamps: Array  # [n] float64 seconds
     meta: dict[str, Any]
+    instances: Instances | None = field(default=None, kw_only=True)  # the things that move, told apart
 
     @property
     def num_frames(self) -> int:
@@ -136,6 +138,8 @@ class Motion:
         _write_frames(folder / "images", self.images)
         _write_frames(folder / "dynamic_mask", self.dynamic_mask.astype(np.uint8) * 255)
         _write_frames(folder / "dynamic_score", self.dynamic_score)
+        if self.instances is not None:
+            _write_frames(folder / "instances", self.instances.labels.astype(np.uint16))
         if type(self) is Motion:
             np.savez(folder / "timestamps.npz", timestamps=self.timestamps)
 
@@ -143,12 +147,15 @@ class Motion:
     def _read(cls, folder: Path, num_frames: int) -> dict[str, Any]:
         with np.load(folder / "attention.npz") as stored:
             attention = AttentionMaps(**{name: stored[name] for name in stored.files})
-        values = {
+        values: dict[str, Any] = {
             "images": _read_frames(folder / "images", num_frames, "png"),
             "dynamic_mask": _read_frames(folder / "dynamic_mask", num_frames, "png") > 127,
             "dynamic_score": _read_frames(folder / "dynamic_score", num_frames, "npy"),
             "attention": attention,
         }
+        if (folder / "instances").is_dir():
+            labels = _read_frames(folder / "instances", num_frames, "png").astype(np.int32)
+            values["instances"] = Instances.measured(labels, values["dynamic_score"])
         if cls is Motion:
             with np.load(folder / "timestamps.npz") as stored:
                 values["timestamps"] = stored["timestamps"]
@@ -289,10 +296,10 @@ class Scene(Motion):
 
 
 def _write_frames(folder: Path, frames: Array) -> None:
-    """One file per frame: PNG for uint8, npy otherwise (lossless both)."""
+    """One file per frame: PNG for uint8 and uint16, npy otherwise (lossless all)."""
     folder.mkdir()
     for i, frame in enumerate(frames):
-        if frame.dtype == np.uint8:
+        if frame.dtype in (np.uint8, np.uint16):
             iio.imwrite(folder / f"frame_{i:05d}.png", frame)
         else:
             np.save(folder / f"frame_{i:05d}.npy", frame)

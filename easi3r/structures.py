@@ -112,6 +112,38 @@ class DynamicMasks:
 
 
 @dataclass(frozen=True)
+class Instances:
+    """The things that move, told apart: k ids from 1, the thing with most pixels first."""
+
+    labels: Array  # [n, H, W] int32, 0 = static
+    motion_score: Array  # [k] float32, of ids 1 to k: mean dynamic score of the thing's pixels
+    seen: Array  # [k, n] bool, True = the frame shows the thing
+
+    @classmethod
+    def measured(cls, labels: Array, dynamic_score: Array) -> Instances:
+        """From labels [n, H, W], whose ids leave none out, and scores [n, H, W]."""
+        count = int(labels.max(initial=0)) + 1
+        pixels = np.stack([np.bincount(frame.reshape(-1), minlength=count) for frame in labels])[:, 1:]
+        sums = np.bincount(labels.reshape(-1), weights=dynamic_score.reshape(-1), minlength=count)[1:]
+        return cls(labels, (sums / np.maximum(pixels.sum(axis=0), 1)).astype(np.float32), pixels.T > 0)
+
+    def __len__(self) -> int:
+        return len(self.motion_score)
+
+    def summary(self) -> dict[str, list[float]]:
+        """Of ids 1 to k, for ``meta``: motion score, first and last frame that shows the thing."""
+        return {
+            "motion_score": [round(float(score), 4) for score in self.motion_score],
+            "first_frame": self.seen.argmax(axis=1).tolist(),
+            "last_frame": (self.seen.shape[1] - 1 - self.seen[:, ::-1].argmax(axis=1)).tolist(),
+        }
+
+    def mask(self, number: int) -> Array:
+        """[n, H, W] bool: where the thing of this id is."""
+        return np.asarray(self.labels == number)
+
+
+@dataclass(frozen=True)
 class PairPredictions:
     """Pointmaps and confidences of every directed pair, both views in the first view's camera frame."""
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from easi3r.alignment import join_piece, later_half
 from easi3r.config import KnownSettings, Settings
+from easi3r.instances import continue_ids, largest_first
 from easi3r.quality import Measurements
-from easi3r.structures import AlignedCameras, Array, AttentionMaps, DynamicMasks, Known
+from easi3r.structures import AlignedCameras, Array, AttentionMaps, DynamicMasks, Instances, Known
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Whole:
     cameras: AlignedCameras | None
     notes: list[dict[str, Any]] = field(default_factory=list)  # for ``meta``, one per piece
     measured: list[Measurements] = field(default_factory=list)  # for the verdict, one per piece
+    labels: Array | None = None  # [n, H, W] int32 ids of the instances, if they are wanted
 
     @classmethod
     def empty(cls, size: tuple[int, int, int], patch_size: int, *, with_cameras: bool) -> Whole:
@@ -44,6 +46,18 @@ class Whole:
         for name, values in attention.arrays().items():
             getattr(self.attention, name)[target] = values[fresh]
         self.notes.append({"frames": [piece.start, piece.stop], "threshold": masks.threshold})
+
+    def write_instances(self, labels: Array, piece: range, shared: int) -> None:
+        """Ids of a piece become those of the frames that it shares with the pieces before, where these show them."""
+        if self.labels is None:
+            self.labels = np.zeros(self.masks.mask.shape, np.int32)
+        there = self.labels[piece.start : piece.start + shared]
+        target, fresh = later_half(piece, shared)
+        self.labels[target] = continue_ids(there, labels, int(self.labels.max(initial=0)))[fresh]
+
+    def instances(self) -> Instances | None:
+        """Of the whole clip, the thing with most pixels first."""
+        return None if self.labels is None else Instances.measured(largest_first(self.labels), self.masks.score)
 
     def known_for(self, known: Known, piece: range, shared: int, settings: Settings) -> tuple[Known, KnownSettings]:
         """What a piece may rely on: what the user knows of it, and what the pieces before it have found.

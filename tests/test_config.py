@@ -50,6 +50,7 @@ OTHER_VALUES = {  # one value per setting that is not its default
     "sam2.image_size": 512,
     "sam2.chunk": 8,
     "sam2.offload": True,
+    "motion.instances": False,
     "flow.method": "raft",
     "flow.weights": "raft_small.pth",
     "flow.max_inconsistency_px": 1.5,

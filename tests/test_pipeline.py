@@ -312,13 +312,15 @@ def test_meta_says_everything_that_is_needed_to_repeat_a_run(model, tmp_path):
     crop = {"original": (101, 67), "resized": (64, 42), "offset": (0, 5), "size": (64, 32)}
     assert meta["crops"] == [crop, crop]
     assert meta["scale"] == "up to scale" and meta["device"] == "cpu"
-    assert {"frames", "encoder", "pass 1", "pass 2", "flow", "alignment"} == meta["timings_s"].keys()
+    stages = {"frames", "encoder", "pass 1", "pass 2", "flow", "instances", "alignment"}
+    assert stages == meta["timings_s"].keys()
     assert all(seconds >= 0 for seconds in meta["timings_s"].values())
 
 
 def test_meta_is_the_same_after_saving_and_a_motion_has_no_scale(model, tmp_path):
     motion = model.segment(moving_square(), passes=1, **QUICK)
-    assert "scale" not in motion.meta and motion.meta["timings_s"].keys() == {"frames", "flow", "encoder", "pass 1"}
+    stages = {"frames", "flow", "encoder", "pass 1", "instances"}
+    assert "scale" not in motion.meta and motion.meta["timings_s"].keys() == stages
     loaded = Motion.load(motion.save(tmp_path / "out")).meta
     assert loaded == json.loads(json.dumps(motion.meta))
     assert motion.meta["checkpoint"]["licence"]
