@@ -13,7 +13,7 @@ from easi3r.backbones.dust3r import Dust3r, Grid
 from easi3r.precision import computing
 from easi3r.progress import Progress
 from easi3r.structures import Array, PairPredictions
-from hooks import capture_attention, cut_attention
+from hooks import capture_attention, cut_attention, separate_attention
 
 # Called per batch with pairs [B, 2], the source maps [B, N, C] of their second and the reference maps of their first
 # views; whoever listens folds them in, so that no pair has to be kept.
@@ -85,10 +85,50 @@ def observe_pairs(
                     room[part] = values.clamp(max=torch.finfo(room.dtype).max)  # a confidence may exceed half precision
 
 
+@torch.no_grad()
+def predict_movers(
+    network: Dust3r,
+    tokens: Tensor,
+    pairs: Array,
+    grid: Grid,
+    progress: Progress,
+    *,
+    batch_size: int,
+    dynamic_mask: Array,
+    dynamic_tokens: Array,
+    predictions: PairPredictions,
+) -> None:
+    """Predict moving pixels once more, with attention cut the other way round too; static pixels stay as they are.
+
+    To the edit of the second pass its reverse is added: in decoder 1, *dynamic* tokens of a pair's first view do not
+    attend to *static* tokens of its second either, so that a mover is matched with movers and not with the background
+    that it hid or laid bare.  The cameras rest on static pixels, whose predictions remain.
+
+    tokens, pairs, grid, batch_size: as for ``observe_pairs``.  dynamic_mask: [n, H, W] bool, True = moves.
+    dynamic_tokens: [n, h, w] bool, the same by tokens.
+    predictions: of the second pass, for all pairs; changed in place where a pixel moves.
+    """
+    dynamic = torch.from_numpy(dynamic_tokens).flatten(1).to(network.device)
+    moving = torch.from_numpy(dynamic_mask)
+    rows = np.flatnonzero(changed_by_cut(pairs, ~dynamic_tokens))
+    with computing(network):
+        for start in progress(range(0, len(rows), batch_size), "decoding pairs for what moves"):
+            part = rows[start : start + batch_size]
+            first, second = pairs[part].T
+            with separate_attention(network, dynamic[first], dynamic[second]):
+                decoded = network.decode(tokens[first].to(network.device), tokens[second].to(network.device), grid)
+            for name, values in vars(network.predict(decoded)).items():
+                room = getattr(predictions, name)
+                chosen = moving[first if name.endswith("_first") else second]
+                mixed = room[part]
+                mixed[chosen] = values.to(room.device).clamp(max=torch.finfo(room.dtype).max).to(room.dtype)[chosen]
+                room[part] = mixed
+
+
 def changed_by_cut(pairs: Array, dynamic_tokens: Array) -> Array:
     """[P] bool: pairs for which the second pass differs: something moves in the second view, and not all of the first.
 
-    dynamic_tokens: [n, ...] bool, True = moves.
+    dynamic_tokens: [n, ...] bool, True = moves.  Turned over, it says for which pairs the reversed edit differs.
     """
     moving = dynamic_tokens.reshape(len(dynamic_tokens), -1)
     some, all_of_it = np.asarray(moving.any(axis=1)), np.asarray(moving.all(axis=1))

@@ -32,7 +32,7 @@ from easi3r.errors import InputError
 from easi3r.flow import estimate_flow
 from easi3r.frames import read_frames
 from easi3r.given_masks import read_masks
-from easi3r.inference import changed_by_cut, empty_predictions, encode_frames, observe_pairs
+from easi3r.inference import changed_by_cut, empty_predictions, encode_frames, observe_pairs, predict_movers
 from easi3r.known import read_known
 from easi3r.pairs import make_pairs
 from easi3r.plan import Plan, make_plan, smaller
@@ -86,6 +86,9 @@ def run(
     meta = describe(frames, checkpoint, settings, network, clock) | {"pieces": whole.notes}
     if whole.cameras is None:
         return Motion(**moved, meta=meta)
+    if settings.keep != "all" and not (whole.masks.mask == (settings.keep == "dynamic")).any():
+        everything = "nothing" if settings.keep == "dynamic" else "everything"
+        logger.warning("keep is %r and %s moves here: the scene has no point to show", settings.keep, everything)
     seams = [note["seam_residual"] for note in whole.notes if "seam_residual" in note]
     meta["quality"] = judge(whole.measured, whole.cameras, whole.masks.mask, seams=seams)
     metric = distance is not None or known.poses_set_the_scale or known.depth_sets_the_scale
@@ -204,6 +207,19 @@ class Job:
         whole.write_motion(masks, attention, piece, shared)
         if predictions is None:
             return
+        if settings.keep == "dynamic":
+            with self.clock("pass for what moves"):
+                predict_movers(
+                    self.network,
+                    tokens,
+                    pairs,
+                    self.network.grid_of(*images.shape[1:3]),
+                    progress,
+                    batch_size=batch_size,
+                    dynamic_mask=masks.mask,
+                    dynamic_tokens=masks.tokens(self.network.config.patch_size),
+                    predictions=predictions,
+                )
         with self.clock("alignment"):
             known, uses = whole.known_for(given.known, piece, shared, settings)
             cameras = align(

@@ -1,7 +1,7 @@
 """Observe and edit the attention of a network through forward hooks.  Imports torch alone."""
 
 from hooks.capture import CapturedAttention, capture_attention
-from hooks.edit import cut_attention
+from hooks.edit import cut_attention, separate_attention
 from hooks.sites import Attend, HookError, find_sites
 from hooks.statistics import FrameStatistics
 
@@ -13,4 +13,5 @@ __all__ = [
     "capture_attention",
     "cut_attention",
     "find_sites",
+    "separate_attention",
 ]
