@@ -161,7 +161,7 @@ def _costs(
     encoded = length * tokens * element * network.config.enc_embed_dim
     aligning = 0 if masks_only else pixels * (PAIR_BYTES * pairs + FRAME_BYTES * length)
     clip = CLIP_BYTES * pixels * num_frames
-    passes = settings.motion.passes if settings.motion.masks is None else 1
+    passes: int = settings.motion.passes if settings.motion.masks is None else 1
     passes += settings.keep == "dynamic" and not masks_only
     flops = num_frames * encoder_flops(network.config, tokens)
     flops += len(pieces) * pairs * passes * decoder_flops(network.config, tokens)
