@@ -39,6 +39,7 @@ HELP = {
     "masks": "folder of PNG masks, one per frame, 255 = moves; or 'none' for plain DUSt3R",
     "evidence": "of motion: attention (as published), flow (off the epipolar lines), or both (default)",
     "refine": "the masks that were found: none, or sam2: by SAM 2's video predictor (extra sam2)",
+    "keep": "the points that are wanted: all, static or dynamic (one more pass: movers matched with movers alone)",
     "intrinsics": "of the source frames: f | f,cx,cy | fx,fy,cx,cy | exif | a text, npy, npz or COLMAP file",
     "camera_to_world": "known poses, a file: TUM, npz or npy; frames that are not in it are solved for",
     "world_to_camera": "the same the other way round: npz, npy or COLMAP",
@@ -116,6 +117,7 @@ def _add_show(commands: argparse._SubParsersAction[Parser], shared: Parser) -> N
     show.add_argument("--html", metavar="FILE", help="write one self-contained page instead")
     show.add_argument("--video", metavar="FILE.mp4", help="write the points as seen along the recovered camera path")
     show.add_argument("--orbit", action="store_true", help="let the camera of --video circle smoothly instead")
+    _add_keep(show, "which points are shown")
     show.add_argument("--overlay", metavar="FILE.mp4", help="write the frames with what moves marked")
 
 
@@ -132,9 +134,7 @@ def _add_export(commands: argparse._SubParsersAction[Parser], shared: Parser) ->
     )
     export.add_argument("-o", "--output", metavar="WHERE", help="each format becomes WHERE/FORMAT (default: OUT)")
     export.add_argument("--overwrite", action="store_true", help="replace earlier exports")
-    export.add_argument(
-        "--keep", choices=("all", "static", "dynamic"), default="all", help="which points ply, glb and npz hold"
-    )
+    _add_keep(export, "which points ply, glb and npz hold")
     export.add_argument(
         "--min-confidence", metavar="X", type=float, default=1.0, help="leave out points of less (default: 1, none)"
     )
@@ -149,6 +149,11 @@ def _add_export(commands: argparse._SubParsersAction[Parser], shared: Parser) ->
         action="store_true",
         help="colmap and nerfstudio: the frames of the source at their full size",
     )
+
+
+def _add_keep(parser: argparse.ArgumentParser, help: str) -> None:
+    choices = ("all", "static", "dynamic")
+    parser.add_argument("--keep", choices=choices, help=f"{help} (default: those OUT was reconstructed for)")
 
 
 def _formats(text: str) -> list[str]:
@@ -290,12 +295,12 @@ def _show(options: argparse.Namespace) -> None:
     if options.html:
         from easi3r.viewer.player import write_player
 
-        write_player(scene, options.html, progress=progress)
+        write_player(scene, options.html, keep=options.keep, progress=progress)
     if options.video or options.overlay:
         from easi3r.viewer.video import write_overlay_video, write_scene_video
 
         if options.video:
-            write_scene_video(scene, options.video, orbit=options.orbit, progress=progress)
+            write_scene_video(scene, options.video, orbit=options.orbit, keep=options.keep, progress=progress)
         if options.overlay:
             write_overlay_video(scene, options.overlay, progress=progress)
     if written:
@@ -304,7 +309,7 @@ def _show(options: argparse.Namespace) -> None:
         return
     from easi3r.viewer.live import Viewer
 
-    with Viewer(scene, host=options.host, port=options.port, progress=progress) as viewer:
+    with Viewer(scene, host=options.host, port=options.port, keep=options.keep, progress=progress) as viewer:
         print(f"{viewer.address} (Ctrl-C ends it)\nfrom another machine: {viewer.ssh_command}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):  # the way to end it
             viewer.wait()

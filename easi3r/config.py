@@ -150,6 +150,8 @@ class Settings:
     known: KnownSettings = field(default_factory=KnownSettings)
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     pieces: PieceSettings = field(default_factory=PieceSettings)
+    keep: Literal["all", "static", "dynamic"] = "all"  # the points that are wanted; dynamic: movers are matched with
+    # movers alone, at the price of one more pass
     seed: int = 0
     device: str = "auto"  # auto: where the network is; else cpu, cuda, cuda:1, mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the network's matrices; auto: the fastest
@@ -218,6 +220,7 @@ OPTIONS: dict[str, str] = {  # short name -> dotted name; the keywords and flags
     "evidence": "motion.evidence",
     "refine": "motion.refine",
     "instances": "motion.instances",
+    "keep": "keep",
     "intrinsics": "known.intrinsics",
     "camera_to_world": "known.camera_to_world",
     "world_to_camera": "known.world_to_camera",

@@ -15,7 +15,7 @@ from easi3r.canvas import Box, batches, placed, taken
 from easi3r.precision import computing
 from easi3r.progress import Progress
 from easi3r.structures import Array, PairPredictions
-from hooks import capture_attention, cut_attention
+from hooks import capture_attention, cut_attention, separate_attention
 
 # Called per batch with pairs [B, 2], the source maps [B, N, C] of their second and the reference maps of their first
 # views; whoever listens folds them in, so that no pair has to be kept.
@@ -101,19 +101,72 @@ def observe_pairs(
                 write_predictions(network.predict(decoded), predictions, rows, [box.pixels(patch) for box in both])
 
 
-def write_predictions(predicted: PointmapPair, predictions: PairPredictions, rows: Array, boxes: Sequence[Box]) -> None:
-    """rows: of ``predictions``.  boxes: where the first and the second view lie on the canvas, in pixels."""
-    for view, box in zip(("first", "second"), boxes, strict=True):
+def write_predictions(
+    predicted: PointmapPair,
+    predictions: PairPredictions,
+    rows: Array,
+    boxes: Sequence[Box],
+    only: Array | None = None,
+) -> None:
+    """rows: of ``predictions``.  boxes: where the first and the second view lie on the canvas, in pixels.
+
+    only: [n, H, W] bool of all frames; the rest stays as it is.
+    """
+    for view, box, frames in zip(("first", "second"), boxes, predictions.pairs[rows].T, strict=True):
+        window = torch.from_numpy(rows), box.rows, box.columns
         for name in (f"points_{view}", f"confidence_{view}"):
             room = getattr(predictions, name)
-            values = getattr(predicted, name).clamp(max=torch.finfo(room.dtype).max)  # a confidence may exceed float16
-            room[torch.from_numpy(rows), box.rows, box.columns] = values.to(room)
+            values = getattr(predicted, name).clamp(max=torch.finfo(room.dtype).max).to(room)  # it may exceed float16
+            if only is not None:
+                chosen = torch.from_numpy(only[frames, box.rows, box.columns])
+                values = torch.where(chosen[..., None] if values.ndim == 4 else chosen, values, room[window])
+            room[window] = values
+
+
+@torch.no_grad()
+def predict_movers(
+    network: Dust3r,
+    tokens: Tensor,
+    pairs: Array,
+    grid: Grid,
+    progress: Progress,
+    *,
+    batch_size: int,
+    dynamic_mask: Array,
+    dynamic_tokens: Array,
+    predictions: PairPredictions,
+    boxes: Boxes | None = None,
+) -> None:
+    """Predict moving pixels once more, with attention cut the other way round too; static pixels stay as they are.
+
+    To the edit of the second pass its reverse is added: in decoder 1, *dynamic* tokens of a pair's first view do not
+    attend to *static* tokens of its second either, so that a mover is matched with movers and not with the background
+    that it hid or laid bare.  The cameras rest on static pixels, whose predictions remain.
+
+    tokens, pairs, grid, batch_size, boxes: as for ``observe_pairs``.  dynamic_mask: [n, H, W] bool, True = moves.
+    dynamic_tokens: [n, h, w] bool, the same by tokens.
+    predictions: of the second pass, for all pairs; changed in place where a pixel moves.
+    """
+    dynamic = torch.from_numpy(dynamic_tokens).flatten(1).to(network.device)
+    patch, changed = network.config.patch_size, np.flatnonzero(changed_by_cut(pairs, ~dynamic_tokens))
+    inner = [box.tokens(patch) for box in boxes] if boxes else [Box(0, 0, *grid)] * len(tokens)
+    order = batches([(inner[a], inner[b]) for a, b in pairs[changed].tolist()], batch_size)
+    with computing(network):
+        for some in progress(order, "decoding pairs for what moves"):
+            rows = changed[some]
+            frames = first, second = pairs[rows].T
+            both = box1, box2 = inner[first[0]], inner[second[0]]
+            views = [taken(tokens[f].to(network.device), box, grid) for f, box in zip(frames, both, strict=True)]
+            with separate_attention(network, taken(dynamic[first], box1, grid), taken(dynamic[second], box2, grid)):
+                decoded = network.decode(views[0], views[1], box1.size, box2.size)
+            pixels = [box.pixels(patch) for box in both]
+            write_predictions(network.predict(decoded), predictions, rows, pixels, only=dynamic_mask)
 
 
 def changed_by_cut(pairs: Array, dynamic_tokens: Array) -> Array:
     """[P] bool: pairs for which the second pass differs: something moves in the second view, and not all of the first.
 
-    dynamic_tokens: [n, ...] bool, True = moves.
+    dynamic_tokens: [n, ...] bool, True = moves.  Turned over, it says for which pairs the reversed edit differs.
     """
     moving = dynamic_tokens.reshape(len(dynamic_tokens), -1)
     some, all_of_it = np.asarray(moving.any(axis=1)), np.asarray(moving.all(axis=1))

@@ -63,8 +63,8 @@ class Easi3R:
         source: a video file, a folder of images, a list of paths, or a uint8 array [n, H, W, 3] (RGB).
         config: Settings, or a YAML file of overrides.
         progress: show bars on stderr for what takes longer than two seconds.
-        options: short names (``fps, stride, start, end, max_frames, image_size, window, passes, masks, seed, device``)
-            or dotted ones (``**{"motion.clusters": 32}``); they win over ``config``.
+        options: short names (``fps, stride, start, end, max_frames, image_size, window, passes, masks, keep, seed,
+            device``) or dotted ones (``**{"motion.clusters": 32}``); they win over ``config``.
 
         Raises Easi3RError (InputError, ConfigError), each in one sentence.
         """

@@ -11,9 +11,10 @@ from easi3r.backbones.dust3r import Dust3r, Dust3rConfig
 from easi3r.clock import Clock
 from easi3r.config import Settings
 from easi3r.dynamic_masks import cluster_tokens, masks_of
-from easi3r.inference import changed_by_cut, empty_predictions, observe_pairs
+from easi3r.inference import changed_by_cut, empty_predictions, observe_pairs, predict_movers
 from easi3r.passes import Found, Load, Piece
 from easi3r.progress import Progress
+from easi3r.structures import DynamicMasks, PairPredictions
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class PairPasses:
         activations = batch_size * 2 * tokens * 40 * config.enc_embed_dim * element
         if not masks_only and config.head_type == "dpt":
             activations += batch_size * pixels * 256 * 3 * element
-        passes = settings.motion.passes if settings.motion.masks is None else 1
+        passes: int = settings.motion.passes if settings.motion.masks is None else 1
+        passes += settings.keep == "dynamic" and not masks_only
         return Load(
             activation_bytes=activations,
             kept_bytes=length * tokens * 16 * config.dec_depth * config.dec_num_heads,
@@ -89,6 +91,21 @@ class PairPasses:
                     masks = masks_of(attention.dynamic_map, labels, patch_size, piece.residual_px, settings.motion)
         assert masks is not None
         return Found(masks, attention, predictions)
+
+    def look_at_movers(self, piece: Piece, masks: DynamicMasks, predictions: PairPredictions) -> None:
+        """Decoders once more, with what moves and what rests kept apart in both directions."""
+        predict_movers(
+            self.network,
+            piece.tokens,
+            piece.pairs,
+            self.network.grid_of(*piece.images.shape[1:3]),
+            self.progress,
+            batch_size=piece.batch_size,
+            dynamic_mask=masks.mask,
+            dynamic_tokens=masks.tokens(self.network.patch_size),
+            predictions=predictions,
+            boxes=piece.boxes,
+        )
 
 
 def encoder_flops(config: Dust3rConfig, tokens: int) -> float:

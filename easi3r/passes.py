@@ -72,3 +72,7 @@ class Passes(Protocol):
     def look(self, piece: Piece, settings: Settings, *, masks_only: bool) -> Found:
         """Once, or twice: what the first pass finds to move is hidden from the second."""
         ...
+
+    def look_at_movers(self, piece: Piece, masks: DynamicMasks, predictions: PairPredictions) -> None:
+        """For keep=dynamic: predict what moves once more, from what moves alone; ``predictions`` change in place."""
+        ...

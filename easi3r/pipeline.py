@@ -99,6 +99,9 @@ def run(
         meta["instances"] = instances.summary()
     if whole.cameras is None:
         return Motion(**moved, meta=meta)
+    if settings.keep != "all" and not (whole.masks.mask == (settings.keep == "dynamic")).any():
+        everything = "nothing" if settings.keep == "dynamic" else "everything"
+        logger.warning("keep is %r and %s moves here: the scene has no point to show", settings.keep, everything)
     seams = [note["seam_residual"] for note in whole.notes if "seam_residual" in note]
     meta["quality"] = judge(
         whole.measured, whole.cameras, whole.masks.mask, seams=seams, ordered=not settings.frames.collection
@@ -248,6 +251,9 @@ class Job:
             whole.write_instances(things, piece, shared)
         if found.predictions is None:
             return
+        if settings.keep == "dynamic":
+            with self.clock("pass for what moves"):
+                self.passes.look_at_movers(seen, masks, found.predictions)
         valid = valid_pixels(images.shape[:3], given.boxes)
         unseen = masks.mask | ~valid  # nothing there is static
         with self.clock("alignment"):

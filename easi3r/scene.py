@@ -186,10 +186,16 @@ class Scene(Motion):
             np.float32
         )
 
+    @property
+    def keep(self) -> Keep:
+        """Which points the scene was reconstructed for: what ``points``, exports and the viewer show unless told."""
+        keep: Keep = self.meta.get("settings", {}).get("keep", "all")  # absent in what older versions saved
+        return keep
+
     def points(
         self,
         frames: Sequence[int] | None = None,
-        keep: Keep = "all",
+        keep: Keep | None = None,
         min_confidence: float = 1.0,
         *,
         edges: bool = True,
@@ -197,10 +203,11 @@ class Scene(Motion):
         """World points with colours, frame after frame, row-major within a frame.
 
         frames: indices (negative ones count from the end); None = all.
-        keep: all pixels, or those that ``dynamic_mask`` calls static or dynamic.
+        keep: all pixels, or those that ``dynamic_mask`` calls static or dynamic; None: as it was reconstructed for.
         min_confidence: pixels below are left out; 1 keeps everything.  Padding is always left out.
         edges: False leaves out pixels on depth edges, where floaters arise; exports do.
         """
+        keep = keep or self.keep
         if keep not in ("all", "static", "dynamic"):
             raise InputError(f"keep is {keep!r}; expected 'all', 'static' or 'dynamic'.")
         index = self._frame_indices(frames)

@@ -58,3 +58,18 @@ def _edited(sites: list[Site], edit: Callable[[Site, Callable[[], None]], Remova
             f"{len(missed)} attention sites to edit were never reached, the first {missed[0]!r}; run a whole forward "
             "pass of this network inside the block."
         )
+
+
+@contextmanager
+def separate_attention(network: nn.Module, dynamic_first: Tensor, dynamic_second: Tensor) -> Iterator[None]:
+    """While the block runs, static tokens of the first view see static ones of the second alone, dynamic ones dynamic.
+
+    dynamic_first, dynamic_second: [B, N] bool, True = this token of the pair's first or second view moves.
+    The method's edit of decoder 1 and the same the other way round, together; nothing is renormalised there either.
+    Errors as of ``cut_attention``.
+    """
+    with (
+        cut_attention(network, ~dynamic_first, dynamic_second),
+        cut_attention(network, dynamic_first, ~dynamic_second),  # other queries than above: the two do not meet
+    ):
+        yield

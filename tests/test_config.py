@@ -79,6 +79,7 @@ OTHER_VALUES = {  # one value per setting that is not its default
     "alignment.flow_drop_px": 20.0,
     "pieces.frames": 60,
     "pieces.overlap": 12,
+    "keep": "dynamic",
     "seed": 5,
     "device": "cuda:1",
     "dtype": "float32",

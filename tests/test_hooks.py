@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from easi3r.backbones.dust3r import Decoded
-from hooks import Attend, FrameStatistics, HookError, capture_attention, cut_attention, find_sites
+from hooks import (
+    Attend,
+    FrameStatistics,
+    HookError,
+    capture_attention,
+    cut_attention,
+    find_sites,
+    separate_attention,
+)
 from hooks.capture import mean_logits
 
 GRID = (3, 4)
@@ -240,6 +249,48 @@ def test_cut_equals_zeroed_softmax_weights_that_are_not_renormalised(tiny_networ
     plain = tiny_network.decode(*tokens, GRID)
     changed = (ours.first[0] - plain.first[0]).abs().max() > 1e-3
     assert changed == bool((query[:, :, None] & key[:, None]).any())
+
+
+def only_their_own_kind(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+    """The slow twin of separation: [B, heads, Nq, Nk] without the weights between what moves and what does not."""
+    for b, i, j in torch.cartesian_prod(torch.arange(3), *[torch.arange(NUM_TOKENS)] * 2).tolist():
+        if first[b, i] != second[b, j]:
+            weights[b, :, i, j] = 0
+    return weights
+
+
+@pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS.keys())
+def test_separation_zeroes_the_weights_between_static_and_dynamic_tokens_in_both_directions(
+    tiny_network, tokens, masks
+) -> None:
+    with explicit_cross_attention(tiny_network, partial(only_their_own_kind, *masks)):
+        expected = tiny_network.decode(*tokens, GRID)
+    with separate_attention(tiny_network, *masks):
+        ours = tiny_network.decode(*tokens, GRID)
+    assert_same_tokens(ours, expected, 1e-5)
+    plain = tiny_network.decode(*tokens, GRID)
+    changed = (ours.first[0] - plain.first[0]).abs().max() > 1e-3
+    assert changed == bool((masks[0][:, :, None] != masks[1][:, None]).any())
+    assert all_hooks(tiny_network) == []
+
+
+@pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS.keys())
+def test_separation_in_other_peoples_networks_is_the_same_edit(standin, random_images, masks) -> None:
+    class Edited(nn.Module):
+        def forward(self, weights: Tensor) -> Tensor:
+            return only_their_own_kind(*masks, weights.clone())
+
+    views = [view(random_images(3, 24, 32, seed=seed)) for seed in (0, 1)]
+    plain = standin(*views)
+    with separate_attention(standin, *masks):
+        ours = standin(*views)
+    for block in standin.dec_blocks:
+        block.cross_attn.attn_drop = Edited()
+    expected = standin(*views)
+    for one, other in zip(ours, expected, strict=True):
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-6)
+    assert torch.equal(ours[0]["conf"], plain[0]["conf"]) == bool((masks[0][:, :, None] == masks[1][:, None]).all())
 
 
 def test_renormalised_weights_would_be_another_result(tiny_network, tokens) -> None:

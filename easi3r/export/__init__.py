@@ -94,7 +94,7 @@ def _write_folder(scene: Scene, folder: Path, name: str, options: ExportOptions)
         "format_version": FORMAT_VERSION,
         "format": name,
         "num_frames": scene.num_frames,
-        "options": {name: getattr(options, name) for name in SAVED},
+        "options": {name: getattr(options, name) for name in SAVED} | {"keep": options.keep or scene.keep},
         "files": module.FILES,
     }
     (folder / MARKER).write_text(json.dumps(header, indent=1), encoding="utf-8")  # so that it may be overwritten

@@ -40,10 +40,11 @@ def write(scene: Scene, folder: Path, options: ExportOptions) -> None:
     document = _Document()
     root = document.node("scene", rotation=GLTF_FROM_WORLD, children=[])
     children = document.nodes[root]["children"]
-    if options.keep != "dynamic":
+    keep = options.keep or scene.keep
+    if keep != "dynamic":
         still = merge([select(cloud, ~cloud.dynamic) for cloud in clouds])
         children.append(document.node("static", **document.points("static", still)))
-    if options.keep != "static":
+    if keep != "static":
         steps = []
         for i, cloud in enumerate(clouds):
             moving = select(cloud, cloud.dynamic)

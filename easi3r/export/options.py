@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class ExportOptions:
     """One set for all formats; each heeds what it has a use for.  Raises InputError for impossible values."""
 
-    keep: Keep = "all"  # which points ply, glb and npz hold; colmap and nerfstudio hold the static ones
+    keep: Keep | None = None  # which points ply, glb and npz hold (None: those the scene was reconstructed for);
+    # colmap and nerfstudio hold the static ones
     min_confidence: float = 1.0  # points of less are left out
     max_points: int | None = (
         None  # in all; None: 100 000 in colmap and nerfstudio, 1 000 000 in glb, else all there are
@@ -28,7 +29,7 @@ class ExportOptions:
     progress: Progress = silent
 
     def __post_init__(self) -> None:
-        if self.keep not in ("all", "static", "dynamic"):
+        if self.keep not in (None, "all", "static", "dynamic"):
             raise InputError(f"keep is {self.keep!r}; expected 'all', 'static' or 'dynamic'.")
         if not isinstance(self.min_confidence, (int, float)) or not math.isfinite(self.min_confidence):
             raise InputError(f"min_confidence is {self.min_confidence!r}; expected a number, such as 1.5.")

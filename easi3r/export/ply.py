@@ -26,10 +26,11 @@ def write(scene: Scene, folder: Path, options: ExportOptions) -> None:
     """Fill ``folder``; see ``FILES``.  A cloud without points is written too, so that every frame has its file."""
     clouds = budgeted_clouds(scene, options)
     moving = [int(cloud.dynamic.sum()) for cloud in clouds]
-    if options.keep != "dynamic":
+    keep = options.keep or scene.keep
+    if keep != "dynamic":
         still = (select(cloud, ~cloud.dynamic) for cloud in clouds)  # one by one: together they may fill the memory
         write_ply(folder / "static.ply", still, sum(len(cloud.points) for cloud in clouds) - sum(moving))
-    sequences = {"all": ("frames", "dynamic"), "dynamic": ("dynamic",), "static": ()}[options.keep]
+    sequences = {"all": ("frames", "dynamic"), "dynamic": ("dynamic",), "static": ()}[keep]
     for name in sequences:
         (folder / name).mkdir()
         for i, cloud in enumerate(options.progress(clouds, name)):

@@ -19,7 +19,7 @@ from easi3r.viewer.cameras import frame_rate
 from easi3r.viewer.shown import FRUSTUM_DEPTH, palette, shown_points
 
 if TYPE_CHECKING:
-    from easi3r.scene import Scene
+    from easi3r.scene import Keep, Scene
     from easi3r.structures import Array
 
 HOST, PORT = "127.0.0.1", 8080  # this machine alone, unless told otherwise
@@ -43,15 +43,18 @@ class Viewer:
         host: str = HOST,
         port: int = PORT,
         max_points: int = MAX_POINTS,
+        keep: Keep | None = None,
         progress: Progress = silent,
     ) -> None:
         """Start serving; the next free port is taken if ``port`` is in use.
+
+        keep: all points, or the static or moving ones; None: as the scene was made for.
 
         Raises MissingExtraError without viser, InputError for a host or port that cannot be listened on.
         """
         viser = find_viser()
         _check_address(host, port)
-        self.shown = shown_points(scene, max_points, progress=progress)
+        self.shown = shown_points(scene, max_points, keep=keep, progress=progress)
         self.num_frames = scene.num_frames
         self._rate = frame_rate(scene.timestamps)
         self._host = host

@@ -20,7 +20,7 @@ from easi3r.viewer.cameras import frame_rate
 from easi3r.viewer.shown import FRUSTUM_DEPTH, ShownPoints, shown_points
 
 if TYPE_CHECKING:
-    from easi3r.scene import Scene
+    from easi3r.scene import Keep, Scene
     from easi3r.structures import Array
 
 MAX_POINTS = 2_000_000  # 37 MB
@@ -39,21 +39,31 @@ POINT = np.dtype(
 )
 
 
-def write_player(scene: Scene, path: str | Path, *, max_points: int = MAX_POINTS, progress: Progress = silent) -> Path:
+def write_player(
+    scene: Scene,
+    path: str | Path,
+    *,
+    max_points: int = MAX_POINTS,
+    keep: Keep | None = None,
+    progress: Progress = silent,
+) -> Path:
     """Write the page and return its absolute path; OutputError where it cannot be written."""
-    page = player_page(scene, max_points=max_points, progress=progress)
+    page = player_page(scene, max_points=max_points, keep=keep, progress=progress)
     with whole_file(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return Path(path).absolute()
 
 
-def player_page(scene: Scene, *, max_points: int = MAX_POINTS, progress: Progress = silent) -> str:
+def player_page(
+    scene: Scene, *, max_points: int = MAX_POINTS, keep: Keep | None = None, progress: Progress = silent
+) -> str:
     """The page as text.  It says how many of the scene's points it holds, and heeds what follows # in its address.
 
     ``#frame=3&paused&view=0&panel=off`` shows frame 3, does not play, looks through the recovered camera of frame 0
     (``follow``: of the frame that is shown), and hides the controls.
+    keep: all points, or the static or moving ones; None: as the scene was made for.
     """
-    shown = shown_points(scene, max_points, progress=progress)
+    shown = shown_points(scene, max_points, keep=keep, progress=progress)
     low, step = quantisation_box(shown.points)
     typical = float(np.median(shown.size)) if len(shown.size) else 1.0
     height, width = scene.images.shape[1:3]

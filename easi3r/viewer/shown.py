@@ -13,7 +13,7 @@ from easi3r.geometry import depth_edges, pixel_grid
 from easi3r.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from easi3r.scene import Scene
+    from easi3r.scene import Keep, Scene
     from easi3r.structures import Array
 
 LEAST_CONFIDENCE = 1.0  # what the alignment leaves to points that a better frame looks through
@@ -67,18 +67,24 @@ def palette(values: Array, colormap: int) -> Array:
     return np.asarray(table[levels])
 
 
-def shown_points(scene: Scene, max_points: int, *, progress: Progress = silent) -> ShownPoints:
+def shown_points(
+    scene: Scene, max_points: int, *, keep: Keep | None = None, progress: Progress = silent
+) -> ShownPoints:
     """Choose at most ``max_points`` points; depth edges and padding are left out, as in exports.
 
     Static and moving points have half of the budget each, unless one leaves the other more.  What is left out is
     of all frames alike, drawn at random and the same every time.  Points of no confidence (1) are left out too, unless
-    that would be most of them.  Raises InputError for a budget below 1.
+    that would be most of them.  keep: all points, or the static or moving ones; None: as the scene was made for.
+
+    Raises InputError for a budget below 1 or another ``keep``.
     """
     if max_points < 1:
         raise InputError(f"max_points is {max_points}; expected a whole number from 1 on.")
+    if (keep := keep or scene.keep) not in ("all", "static", "dynamic"):
+        raise InputError(f"keep is {keep!r}; expected 'all', 'static' or 'dynamic'.")
     known = _known_pixels(scene, progress)
-    moves = known & scene.dynamic_mask
-    known &= ~scene.dynamic_mask
+    moves = known & scene.dynamic_mask & (keep != "static")
+    known &= ~scene.dynamic_mask & (keep != "dynamic")
     counts = [int(np.count_nonzero(mask)) for mask in (known, moves)]
     moving_budget = min(counts[1], max(max_points // 2, max_points - counts[0]))
     budgets = [min(counts[0], max_points - moving_budget), moving_budget]

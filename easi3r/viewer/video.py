@@ -24,7 +24,7 @@ from easi3r.viewer.shown import shown_points
 from easi3r.viewer.splatting import fill_holes, splat
 
 if TYPE_CHECKING:
-    from easi3r.scene import Motion, Scene
+    from easi3r.scene import Keep, Motion, Scene
     from easi3r.structures import Array
     from easi3r.viewer.cameras import Shot
     from easi3r.viewer.shown import ShownPoints
@@ -43,15 +43,17 @@ def write_scene_video(
     *,
     orbit: bool = False,
     max_points: int = MAX_POINTS,
+    keep: Keep | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Write an mp4 of the cloud: at each time the static points of all frames and the moving ones of that frame.
 
+    keep: all points, or the static or moving ones; None: as the scene was made for.
     orbit: False looks from the recovered cameras, one picture per frame; True from a circle about their smoothed path.
     Returns the absolute path; raises InputError for a name that is no mp4, OutputError where it cannot be written.
     """
     target = check_video_name(path)
-    shown = shown_points(scene, max_points, progress=progress)
+    shown = shown_points(scene, max_points, keep=keep, progress=progress)
     rate = frame_rate(scene.timestamps)
     views = recovered_views(scene, *_picture_size(scene))
     shots, rate = orbit_shots(views, shown.depth, rate) if orbit else (path_shots(views), rate)
