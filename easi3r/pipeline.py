@@ -31,9 +31,10 @@ from easi3r.epipolar import epipolar_residual
 from easi3r.errors import InputError
 from easi3r.flow import estimate_flow
 from easi3r.frames import read_frames
-from easi3r.given_masks import read_masks
+from easi3r.given_masks import doubt_polarity, read_masks
 from easi3r.inference import changed_by_cut, empty_predictions, encode_frames, observe_pairs
 from easi3r.known import read_known
+from easi3r.mask_cleaning import clean_masks
 from easi3r.pairs import make_pairs
 from easi3r.plan import Plan, make_plan, smaller
 from easi3r.pose_direction import check_direction, pairs_to_check
@@ -43,6 +44,7 @@ from easi3r.quality import measure
 from easi3r.scale import Distance, read_scale, with_distance
 from easi3r.scene import Motion, Scene
 from easi3r.structures import Array, AttentionMaps, DynamicMasks, Frames, Known, PairPredictions
+from easi3r.thresholds import ThresholdRule
 from easi3r.verdict import judge
 from easi3r.whole import Whole
 
@@ -73,7 +75,11 @@ def run(
             trained_size=max(network.config.img_size),
             progress=progress,
         )
-    given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames)
+    polarity, warned = settings.motion.mask_polarity, []
+    given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames, polarity)
+    if given is not None and (doubt := doubt_polarity(given, polarity)):
+        logger.warning("%s", doubt)
+        warned.append(doubt)
     known, distance = what_is_known(frames, settings, network.device, progress)
     whole = work_within_memory(Job(network, settings, progress, clock, masks_only), frames, Given(given, known))
     moved: dict[str, Any] = {
@@ -82,8 +88,10 @@ def run(
         "dynamic_mask": whole.masks.mask,
         "attention": whole.attention,
         "timestamps": frames.timestamps,
+        "given_masks": None if given is None else given.original,
     }
-    meta = describe(frames, checkpoint, settings, network, clock) | {"pieces": whole.notes}
+    meta = describe(frames, checkpoint, settings, network, clock) | {"pieces": whole.notes, "warnings": warned}
+    meta["moving_share"] = [round(float(share), 6) for share in whole.masks.mask.mean(axis=(1, 2))]
     if whole.cameras is None:
         return Motion(**moved, meta=meta)
     seams = [note["seam_residual"] for note in whole.notes if "seam_residual" in note]
@@ -267,11 +275,16 @@ class Job:
                     )
                 attention = statistics.maps()
                 if given is None:
-                    masks = make_masks(attention.dynamic_map, labels, patch_size)
+                    motion = settings.motion
+                    rule = ThresholdRule(motion.threshold, motion.threshold_per, motion.percentile)
+                    masks = make_masks(attention.dynamic_map, labels, patch_size, rule)
                     if residual is not None:
-                        least = settings.motion.min_motion * max(height, width)
-                        both = settings.motion.evidence == "both"
+                        least = motion.min_motion * max(height, width)
+                        both = motion.evidence == "both"
                         masks = add_flow(masks, labels, residual, least) if both else prove(residual, least)
+                    masks = clean_masks(
+                        masks, smoothing=motion.smoothing, min_area=motion.min_area, fill_holes=motion.fill_holes
+                    )
         assert masks is not None
         return masks, attention, predictions
 

@@ -43,7 +43,9 @@ class Whole:
         self.masks.score[target], self.masks.mask[target] = masks.score[fresh], masks.mask[fresh]
         for name, values in attention.arrays().items():
             getattr(self.attention, name)[target] = values[fresh]
-        self.notes.append({"frames": [piece.start, piece.stop], "threshold": masks.threshold})
+        found = masks.threshold
+        threshold = list(found) if isinstance(found, tuple) else found  # as JSON has it
+        self.notes.append({"frames": [piece.start, piece.stop], "threshold": threshold})
 
     def known_for(self, known: Known, piece: range, shared: int, settings: Settings) -> tuple[Known, KnownSettings]:
         """What a piece may rely on: what the user knows of it, and what the pieces before it have found.
