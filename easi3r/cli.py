@@ -346,8 +346,10 @@ def _finish(result: Motion, options: argparse.Namespace) -> None:
         return
     n, height, width = result.images.shape[:3]
     seconds = sum(result.meta["timings_s"].values())
+    shares = result.meta["moving_share"]
     print(
-        f"{n} frames of {width}x{height} pixels in {seconds:.1f} s; {result.dynamic_mask.mean():.1%} of the pixels move"
+        f"{n} frames of {width}x{height} pixels in {seconds:.1f} s; {sum(shares) / n:.1%} of the pixels move "
+        f"({min(shares):.1%} to {max(shares):.1%} per frame)"
     )
     if "scale" in result.meta:
         print(f"cameras and depth are {result.meta['scale']}")

@@ -165,7 +165,7 @@ def test_what_true_means_is_said():
 
 @pytest.mark.parametrize("share, doubted", [(0.0, False), (0.79, False), (0.81, True), (1.0, True)])
 @pytest.mark.parametrize("polarity, other", [("moving", "static"), ("static", "moving")])
-def test_a_warning_says_when_too_much_moves_and_what_to_do(share, doubted, polarity, other, caplog):
+def test_a_warning_says_when_too_much_moves_and_what_to_do(share, doubted, polarity, other, caplog, tmp_path):
     clip = np.zeros((2, 48, 128, 3), np.uint8)
     masks = np.zeros((2, 48, 128), bool)
     masks.reshape(2, -1)[:, : round(share * 48 * 128)] = True
@@ -176,6 +176,8 @@ def test_a_warning_says_when_too_much_moves_and_what_to_do(share, doubted, polar
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == warned
     assert len(warned) == doubted
     if doubted:
+        motion.save(tmp_path / "out")
+        assert "may be inverted" in (tmp_path / "out" / "report.html").read_text("utf-8")
         assert "may be inverted" in warned[0] and f"{share:.0%}" in warned[0]
         assert f"was taken for {polarity}" in warned[0] and f"--mask-polarity {other}" in warned[0]
         assert "\n" not in warned[0] and warned[0].endswith(".")

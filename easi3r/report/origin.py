@@ -51,6 +51,8 @@ def sources(result: Motion) -> dict[str, str]:
         facts["size"] = crop_words(crops[0]) + (" (and others)" if any(crop != crops[0] for crop in crops) else "")
     if pieces := meta.get("pieces"):
         facts["pieces" if len(pieces) > 1 else "masks"] = "; ".join(piece_words(piece) for piece in pieces)
+    if warnings := meta.get("warnings"):
+        facts["warnings"] = " ".join(warnings)
     if checkpoint := meta.get("checkpoint"):
         facts["weights"] = str(checkpoint.get("name"))
         facts["their SHA-256"] = str(checkpoint.get("sha256") or "unknown: a network object, not a file")
