@@ -22,7 +22,8 @@ from easi3r.errors import ConfigError, Easi3RError, QualityError, nearest_name
 from easi3r.export import FORMATS
 
 if TYPE_CHECKING:
-    from easi3r.scene import Motion
+    from easi3r.progress import Progress
+    from easi3r.scene import Motion, Scene
 
 logger = logging.getLogger("easi3r")
 
@@ -37,9 +38,16 @@ HELP = {
     "window": "partners of each frame in the pair graph",
     "passes": "1: stop after the first pass; 2: decode again with attention to moving regions cut off",
     "masks": "folder of PNG masks, one per frame, 255 = moves; or 'none' for plain DUSt3R",
+    "mask_polarity": "what 255 means in --masks: moving, or static",
     "evidence": "of motion: attention (as published), flow (off the epipolar lines), or both (default)",
+    "instances": "tell things that move apart, and follow them (default); --no-instances: not",
     "refine": "the masks that were found: none, or sam2: by SAM 2's video predictor (extra sam2)",
     "keep": "the points that are wanted: all, static or dynamic (one more pass: movers matched with movers alone)",
+    "threshold": "of the attention's score: multi-otsu (as published), otsu, percentile, or a number from 0 to 1",
+    "clusters": "of tokens, over which the score is averaged",
+    "smoothing": "majority of so many frames, an odd number; 0: off",
+    "min_area": "smallest moving region that is kept, as a share of the image, such as 0.001; 0: off",
+    "fill_holes": "largest hole in a moving region that is filled, as a share of the image; 0: off",
     "intrinsics": "of the source frames: f | f,cx,cy | fx,fy,cx,cy | exif | a text, npy, npz or COLMAP file",
     "camera_to_world": "known poses, a file: TUM, npz or npy; frames that are not in it are solved for",
     "world_to_camera": "the same the other way round: npz, npy or COLMAP",
@@ -111,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_show(commands: argparse._SubParsersAction[Parser], shared: Parser) -> None:
     text = "a saved scene in a browser (extra viewer), as one HTML file, or as a video"
     show = commands.add_parser("show", parents=[shared], help=text, description=text, allow_abbrev=False)
-    show.add_argument("result", metavar="OUT", help="the folder of a saved scene")
+    show.add_argument("result", metavar="OUT", help="the folder of a saved scene (--overlay: of masks too)")
     show.add_argument("--host", default="127.0.0.1", help="to listen on (default: 127.0.0.1, this machine alone)")
     show.add_argument("--port", type=int, default=8080, help="to listen on, or the next free one (default: 8080)")
     show.add_argument("--html", metavar="FILE", help="write one self-contained page instead")
@@ -128,7 +136,7 @@ def _add_export(commands: argparse._SubParsersAction[Parser], shared: Parser) ->
     export = commands.add_parser(
         "export", parents=[shared], help="a saved scene for other programs", description=text, allow_abbrev=False
     )
-    export.add_argument("result", metavar="OUT", help="the folder of a saved scene")
+    export.add_argument("result", metavar="OUT", help="the folder of a saved scene (--to masks: of masks too)")
     export.add_argument(
         "--to", metavar="FORMAT,...", required=True, action="extend", type=_formats, help=", ".join(FORMATS)
     )
@@ -288,10 +296,21 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     from easi3r.progress import bar, silent
-    from easi3r.scene import Scene
+    from easi3r.scene import Scene, load_result
 
-    scene, progress = Scene.load(options.result), silent if options.quiet else bar
+    progress = silent if options.quiet else bar
     written = [file for file in (options.html, options.video, options.overlay) if file]
+    if options.overlay and len(written) == 1:  # which needs no scene: what segment found has it too
+        from easi3r.viewer.video import write_overlay_video
+
+        write_overlay_video(load_result(options.result), options.overlay, progress=progress)
+    else:
+        _show_scene(Scene.load(options.result), options, progress)
+    if written and not options.quiet:
+        print(f"wrote {', '.join(written)}")
+
+
+def _show_scene(scene: Scene, options: argparse.Namespace, progress: Progress) -> None:
     if options.html:
         from easi3r.viewer.player import write_player
 
@@ -303,9 +322,7 @@ def _show(options: argparse.Namespace) -> None:
             write_scene_video(scene, options.video, orbit=options.orbit, keep=options.keep, progress=progress)
         if options.overlay:
             write_overlay_video(scene, options.overlay, progress=progress)
-    if written:
-        if not options.quiet:
-            print(f"wrote {', '.join(written)}")
+    if options.html or options.video or options.overlay:
         return
     from easi3r.viewer.live import Viewer
 
@@ -319,7 +336,7 @@ def _export(options: argparse.Namespace) -> int:
     """Every format that can be written is; 1 if any cannot, each with its sentence."""
     from easi3r.export import ExportOptions, export_formats
     from easi3r.progress import bar, silent
-    from easi3r.scene import Scene
+    from easi3r.scene import Scene, load_result
 
     chosen = ExportOptions(
         keep=options.keep,
@@ -329,8 +346,9 @@ def _export(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         progress=silent if options.quiet else bar,
     )
-    scene = Scene.load(options.result)
-    written, failed = export_formats(scene, options.output or options.result, options.to, chosen)
+    for_all = any(FORMATS[name].of_motion for name in options.to)
+    result = load_result(options.result) if for_all else Scene.load(options.result)
+    written, failed = export_formats(result, options.output or options.result, options.to, chosen)
     if not options.quiet:
         for name, path in written.items():
             print(f"wrote {path}: {FORMATS[name].summary}")
@@ -345,8 +363,10 @@ def _finish(result: Motion, options: argparse.Namespace) -> None:
         return
     n, height, width = result.images.shape[:3]
     seconds = sum(result.meta["timings_s"].values())
+    shares = result.meta["moving_share"]
     print(
-        f"{n} frames of {width}x{height} pixels in {seconds:.1f} s; {result.dynamic_mask.mean():.1%} of the pixels move"
+        f"{n} frames of {width}x{height} pixels in {seconds:.1f} s; {sum(shares) / n:.1%} of the pixels move "
+        f"({min(shares):.1%} to {max(shares):.1%} per frame)"
     )
     if "scale" in result.meta:
         print(f"cameras and depth are {result.meta['scale']}")

@@ -51,13 +51,22 @@ class MotionSettings:
     """How attention becomes masks."""
 
     passes: Literal[1, 2] = 2  # 2: decode again with attention to moving regions cut off
-    masks: Any = None  # array [n, H, W] or folder of PNGs, True / 255 = moves; 'none': nothing moves; None: find them
+    masks: Any = None  # array [n, H, W] or folder of PNGs; 'none': nothing moves; None: find them
+    mask_polarity: Literal["moving", "static"] = "moving"  # what True / 255 means in given masks
     clusters: int = 64  # k-means over encoder tokens; as many as there are tokens at most
     evidence: Literal["both", "attention", "flow"] = "both"  # attention: masks as published; flow: epipolar residuals;
     # both: what attention finds and flow does not refute, and what flow alone proves
     min_motion: float = 0.004  # distance from the epipolar line that counts as motion, over the images' long side;
     # motions of two touching parts that differ by more than that per frame make them two instances
     instances: bool = True  # tell things that move apart, and follow them; it needs optical flow
+    # what of the attention's score counts as motion (flow has ``min_motion``); a number is the threshold itself:
+    threshold: Literal["multi-otsu", "otsu", "percentile"] | float = "multi-otsu"  # multi-otsu: as published
+    threshold_per: Literal["clip", "frame"] = "clip"
+    percentile: float = 90.0  # threshold='percentile': so many per cent of the pixels stay static
+    # what becomes of the masks that were found (given ones stay as they are); 0 = off:
+    smoothing: int = 0  # frames, an odd number: each pixel takes the majority of so many frames about its own
+    min_area: float = 0.0  # smaller moving regions are dropped; a share of the image, 0.001 = a thousandth
+    fill_holes: float = 0.0  # holes in moving regions up to this size are filled; a share of the image
     refine: Literal["none", "sam2"] = "none"  # of the masks that were found; sam2: SAM 2's video predictor (extra sam2)
 
 
@@ -217,10 +226,16 @@ OPTIONS: dict[str, str] = {  # short name -> dotted name; the keywords and flags
     "window": "pairs.window",
     "passes": "motion.passes",
     "masks": "motion.masks",
+    "mask_polarity": "motion.mask_polarity",
     "evidence": "motion.evidence",
     "refine": "motion.refine",
     "instances": "motion.instances",
     "keep": "keep",
+    "threshold": "motion.threshold",
+    "clusters": "motion.clusters",
+    "smoothing": "motion.smoothing",
+    "min_area": "motion.min_area",
+    "fill_holes": "motion.fill_holes",
     "intrinsics": "known.intrinsics",
     "camera_to_world": "known.camera_to_world",
     "world_to_camera": "known.world_to_camera",
@@ -241,10 +256,22 @@ ZERO_ALLOWED = {  # every other number must be greater than 0
     "frames.start",
     "frames.end",
     "pairs.reference",
+    "motion.smoothing",
+    "motion.min_area",
+    "motion.fill_holes",
     "alignment.flow_weight",
     "alignment.flow_start",
     "alignment.smoothness_weight",
     "seed",
+}
+
+
+_AREA = "it is a share of the image, such as 0.001 for a thousandth"
+BELOW = {  # numbers with an end, and what they mean
+    "motion.threshold": (1, "scores lie between 0 and 1"),
+    "motion.percentile": (100, "it is the per cent of the pixels that stay static"),
+    "motion.min_area": (1, _AREA),
+    "motion.fill_holes": (1, _AREA),
 }
 
 
@@ -257,7 +284,15 @@ def check_ranges(settings: Settings) -> None:
         if not (0 < value < math.inf or (value == 0 and path in ZERO_ALLOWED)):  # NaN is not either
             bound = "0 or greater" if path in ZERO_ALLOWED else "greater than 0"
             raise ConfigError(f"{path} is {value}, but it must be {bound}.")
+        limit, meaning = BELOW.get(path, (math.inf, ""))
+        if value >= limit:
+            raise ConfigError(f"{path} is {value}, but it must be below {limit}: {meaning}.")
     frames, pieces = settings.frames, settings.pieces
+    if settings.motion.smoothing and settings.motion.smoothing % 2 == 0:
+        raise ConfigError(
+            f"motion.smoothing is {settings.motion.smoothing}, but it must be an odd number of frames, as many before "
+            "a frame as after it (or 0: off)."
+        )
     if pieces.overlap < 2 or pieces.frames < 2 * pieces.overlap:
         raise ConfigError(
             f"pieces.frames is {pieces.frames} and pieces.overlap {pieces.overlap}, but the overlap must be at least 2 "

@@ -1,4 +1,4 @@
-"""From the dynamic map to masks: clusters of encoder tokens, one threshold per clip (Easi3R, section 3.1)."""
+"""From the dynamic map to masks: clusters of encoder tokens and a threshold (Easi3R, section 3.1)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from easi3r.config import MotionSettings
+from easi3r.mask_cleaning import clean_masks
 from easi3r.normalise import min_max_per_frame
 from easi3r.structures import Array, DynamicMasks
+from easi3r.thresholds import ThresholdRule
 
-HISTOGRAM_BINS = 256
+AS_PUBLISHED = ThresholdRule()  # multi-Otsu, one threshold for the clip
 
 
 def masks_of(
@@ -25,11 +27,13 @@ def masks_of(
     dynamic_map: [n, h, w].  labels: [n, h, w].  residual_px: [n, H, W] epipolar residuals of the flow; None: attention
     alone, as published.
     """
-    masks = make_masks(dynamic_map, labels, patch_size)
-    if residual_px is None:
-        return masks
-    least = settings.min_motion * max(residual_px.shape[1:])
-    return add_flow(masks, labels, residual_px, least) if settings.evidence == "both" else prove(residual_px, least)
+    rule = ThresholdRule(settings.threshold, settings.threshold_per, settings.percentile)
+    masks = make_masks(dynamic_map, labels, patch_size, rule)
+    if residual_px is not None:
+        least = settings.min_motion * max(residual_px.shape[1:])
+        both = settings.evidence == "both"
+        masks = add_flow(masks, labels, residual_px, least) if both else prove(residual_px, least)
+    return clean_masks(masks, smoothing=settings.smoothing, min_area=settings.min_area, fill_holes=settings.fill_holes)
 
 
 def cluster_tokens(tokens: Tensor, num_clusters: int, seed: int) -> Array:
@@ -53,7 +57,7 @@ def smooth_by_cluster(dynamic_map: Array, labels: Array) -> Array:
     return min_max_per_frame(smoothed).float().numpy().reshape(dynamic_map.shape)
 
 
-def make_masks(dynamic_map: Array, labels: Array, patch_size: int) -> DynamicMasks:
+def make_masks(dynamic_map: Array, labels: Array, patch_size: int, rule: ThresholdRule = AS_PUBLISHED) -> DynamicMasks:
     """dynamic_map: [n, h, w] float32.  labels: [n, h, w] or [n, N] cluster of each token.
 
     Returns score and mask at [n, h * patch_size, w * patch_size].  A map without any variation gives empty masks.
@@ -62,8 +66,7 @@ def make_masks(dynamic_map: Array, labels: Array, patch_size: int) -> DynamicMas
     score = F.interpolate(smoothed[:, None], scale_factor=patch_size, mode="bilinear", align_corners=False)[
         :, 0
     ].numpy()
-    threshold = best_multi_otsu(score)
-    mask = np.zeros(score.shape, dtype=bool) if threshold is None else score > threshold
+    mask, threshold = rule.apply(score)
     return DynamicMasks(score.clip(0, 1), mask, threshold)
 
 
@@ -101,56 +104,3 @@ def refute(masks: DynamicMasks, labels: Array, residual_px: Array, min_motion_px
         keep[cluster] = not len(known) or np.median(known) > min_motion_px
     kept = keep[labels].repeat(patch, axis=1).repeat(patch, axis=2)
     return DynamicMasks(np.where(kept, masks.score, 0).astype(np.float32), masks.mask & kept, masks.threshold)
-
-
-def best_multi_otsu(values: Array) -> float | None:
-    """The highest threshold of the best of 2, 3 and 4 Otsu classes; None when all values are the same.
-
-    Each number of classes is scored by the variance of its class means divided by the square root of their number.
-    """
-    counts, edges = np.histogram(values, bins=HISTOGRAM_BINS)
-    if np.count_nonzero(counts) < 2 or float(np.ptp(values)) <= 1e-6:
-        return None
-    centres = (edges[:-1] + edges[1:]) / 2
-    best: tuple[float, float] | None = None
-    for classes in (2, 3, 4):
-        if np.count_nonzero(counts) < classes:
-            break
-        thresholds = multi_otsu(counts, centres, classes)
-        means = [values[region].mean() for region in _regions(values, thresholds) if region.any()]
-        score = float(np.var(means) / np.sqrt(classes))
-        if best is None or score > best[0]:
-            best = (score, float(thresholds[-1]))
-    return None if best is None else best[1]
-
-
-def multi_otsu(counts: Array, centres: Array, classes: int) -> Array:
-    """Thresholds [classes - 1] that maximise the variance between classes of a histogram (Otsu 1979; Liao 2001).
-
-    A class holds the bins up to and including its threshold.
-    """
-    # Prefix sums of weight and first moment: S2/S0 of any interval is its share of the between-class variance.
-    weight = np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
-    moment = np.concatenate([[0.0], np.cumsum(counts * centres, dtype=np.float64)])
-    interval_weight = weight[None, :] - weight[:, None]
-    interval_moment = moment[None, :] - moment[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gain = np.where(interval_weight > 0, interval_moment**2 / interval_weight, 0.0)  # [from, to), to > from
-    bins = len(counts)
-    best = gain[0]  # best[t]: gain of one class over bins [0, t)
-    choices = []
-    for _ in range(classes - 1):
-        total = best[:, None] + np.where(np.arange(bins + 1)[:, None] < np.arange(bins + 1)[None, :], gain, -np.inf)
-        total[0] = -np.inf  # no empty first class
-        choices.append(total.argmax(axis=0))
-        best = total.max(axis=0)
-    cut, thresholds = bins, []
-    for choice in reversed(choices):
-        cut = int(choice[cut])
-        thresholds.append(centres[cut - 1])
-    return np.array(thresholds[::-1])
-
-
-def _regions(values: Array, thresholds: Array) -> list[Array]:
-    classes = np.digitize(values, thresholds)
-    return [classes == k for k in range(len(thresholds) + 1)]

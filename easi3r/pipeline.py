@@ -30,7 +30,7 @@ from easi3r.epipolar import epipolar_residual
 from easi3r.errors import InputError
 from easi3r.flow import estimate_flow
 from easi3r.frames import read_frames
-from easi3r.given_masks import read_masks
+from easi3r.given_masks import doubt_polarity, read_masks
 from easi3r.inference import encode_frames
 from easi3r.instances import find_instances
 from easi3r.known import read_known
@@ -79,7 +79,11 @@ def run(
             trained_size=network.trained_size,
             progress=progress,
         )
-    given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames)
+    polarity, warned = settings.motion.mask_polarity, []
+    given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames, polarity)
+    if given is not None and (doubt := doubt_polarity(given, polarity)):
+        logger.warning("%s", doubt)
+        warned.append(doubt)
     known, distance = what_is_known(frames, settings, network.device, progress)
     whole = work_within_memory(
         Job(passes, settings, progress, clock, masks_only, refiner), frames, Given(given, known, frames.boxes)
@@ -91,8 +95,10 @@ def run(
         "attention": whole.attention,
         "timestamps": frames.timestamps,
         "instances": (instances := whole.instances()),
+        "given_masks": None if given is None else given.original,
     }
-    meta = describe(frames, checkpoint, settings, network, clock) | {"pieces": whole.notes}
+    meta = describe(frames, checkpoint, settings, network, clock) | {"pieces": whole.notes, "warnings": warned}
+    meta["moving_share"] = [round(float(share), 6) for share in whole.masks.mask.mean(axis=(1, 2))]
     if refiner is not None:
         meta["sam2"] = refiner.checkpoint.describe()
     if instances is not None:
@@ -101,7 +107,8 @@ def run(
         return Motion(**moved, meta=meta)
     if settings.keep != "all" and not (whole.masks.mask == (settings.keep == "dynamic")).any():
         everything = "nothing" if settings.keep == "dynamic" else "everything"
-        logger.warning("keep is %r and %s moves here: the scene has no point to show", settings.keep, everything)
+        warned.append(f"keep is {settings.keep!r} and {everything} moves here: the scene has no point to show.")
+        logger.warning("%s", warned[-1])
     seams = [note["seam_residual"] for note in whole.notes if "seam_residual" in note]
     meta["quality"] = judge(
         whole.measured, whole.cameras, whole.masks.mask, seams=seams, ordered=not settings.frames.collection

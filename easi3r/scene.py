@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +16,12 @@ from scipy.spatial.transform import Rotation
 
 from easi3r.errors import InputError, OutputError
 from easi3r.geometry import depth_edges, transform, unproject
+from easi3r.mask_files import MEANINGS, write_png
 from easi3r.storage import MARKER, whole_folder
-from easi3r.structures import Array, AttentionMaps, Crop, Instances
+from easi3r.structures import Array, AttentionMaps, Crop, Instances, PackedMasks
 
 if TYPE_CHECKING:
+    from easi3r.original_masks import OriginalMask
     from easi3r.viewer.live import Viewer
 
 Keep = Literal["all", "static", "dynamic"]
@@ -29,6 +31,7 @@ MOTION_CONVENTIONS = {
     "images": "PNG, RGB: the frames as the network saw them; meta.crops says how each source frame was resized and cut",
     "pixels": "the centre of the top-left pixel is (0, 0)",
     "dynamic_mask": "PNG: 255 = moves, 0 = static",
+    "given_mask": "PNG, 255 = moves: masks that were given at the size of the source frames, as they were given",
     "dynamic_score": "0 to 1, higher moves more",
     "instances": "PNG of 16 bits: 0 = static, else which thing it is, the largest is 1; no such folder: not asked for",
     "attention.npz": "source_mean, source_std, reference_mean, reference_std, dynamic_map: [frames, h, w] tokens, 0..1",
@@ -70,11 +73,27 @@ class Motion:
     timestamps: Array  # [n] float64 seconds
     meta: dict[str, Any]
     instances: Instances | None = field(default=None, kw_only=True)  # the things that move, told apart
+    given_masks: PackedMasks | None = field(default=None, kw_only=True)  # as they were given, at the source's size
+
+    @property
+    def keep(self) -> Keep:
+        """Which points the scene was reconstructed for: what ``points``, exports and the viewer show unless told."""
+        keep: Keep = self.meta.get("settings", {}).get("keep", "all")  # absent in what older versions saved
+        return keep
 
     @property
     def num_frames(self) -> int:
         """How many frames there are."""
         return len(self.images)
+
+    def original_masks(self, images: Iterable[Array] | None = None) -> Iterator[OriginalMask]:
+        """(mask, score, origin) of frame after frame at the size of the source frames; see ``easi3r.original_masks``.
+
+        images: the source frames, each [h, w, 3] uint8 RGB; None: they are read again from where they came from.
+        """
+        from easi3r.original_masks import original_masks
+
+        return original_masks(self, images)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a folder, whole or not at all, and return its absolute path.
@@ -110,6 +129,20 @@ class Motion:
             raise OutputError(f"{path} holds a {kind!r} of format {version}, which needs a newer easi3r; upgrade it.")
         raise OutputError(f"{path} holds a saved {kind}, not a {cls.kind}; load it with {kind.title()}.load.")
 
+    def export(self, path: str | Path, format: str, **options: Any) -> Path:
+        """Write the result for another program, whole or not at all, and return the absolute path.
+
+        format: one of ``easi3r.export.FORMATS``: colmap, nerfstudio, ply, glb, npz, tum, monst3r, depth-png, depth-exr,
+            masks (which alone needs no cameras and depth).
+        path: becomes a folder; in formats that are one file, a path with that file's suffix becomes the file itself.
+        options: the fields of ``easi3r.export.ExportOptions``, such as ``keep``, ``max_points`` and ``overwrite``.
+
+        Raises InputError for unknown formats and options, OutputError where nothing can be written.
+        """
+        from easi3r.export import ExportOptions, export_scene
+
+        return export_scene(self, path, format, ExportOptions.from_keywords(options))
+
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """What every array must look like, given the images."""
         pixels = self.images.shape[:3]
@@ -136,7 +169,9 @@ class Motion:
         arrays: dict[str, Any] = self.attention.arrays()
         np.savez(folder / "attention.npz", **arrays)
         _write_frames(folder / "images", self.images)
-        _write_frames(folder / "dynamic_mask", self.dynamic_mask.astype(np.uint8) * 255)
+        _write_masks(folder / "dynamic_mask", self.dynamic_mask, MEANINGS["moving"])
+        if self.given_masks is not None:
+            _write_masks(folder / "given_mask", self.given_masks, MEANINGS["moving"])
         _write_frames(folder / "dynamic_score", self.dynamic_score)
         if self.instances is not None:
             _write_frames(folder / "instances", self.instances.labels.astype(np.uint16))
@@ -156,10 +191,22 @@ class Motion:
         if (folder / "instances").is_dir():
             labels = _read_frames(folder / "instances", num_frames, "png").astype(np.int32)
             values["instances"] = Instances.measured(labels, values["dynamic_score"])
+        if (folder / "given_mask").is_dir():
+            paths = _frame_paths(folder / "given_mask", num_frames, "png")
+            values["given_masks"] = PackedMasks.pack(_read_frame(path) > 127 for path in paths)
         if cls is Motion:
             with np.load(folder / "timestamps.npz") as stored:
                 values["timestamps"] = stored["timestamps"]
         return values
+
+
+def load_result(path: str | Path) -> Motion:
+    """Read a saved folder of either kind, a Scene where there is one; OutputError as ``Motion.load`` has it."""
+    try:
+        kind = json.loads((Path(path) / MARKER).read_text(encoding="utf-8"))["kind"]
+    except (OSError, ValueError, KeyError, TypeError):  # load says what is wrong
+        kind = None
+    return (Motion if kind == Motion.kind else Scene).load(path)
 
 
 M = TypeVar("M", bound=Motion)
@@ -185,12 +232,6 @@ class Scene(Motion):
         return np.stack([crop.to_original(k) for crop, k in zip(crops, self.intrinsics, strict=True)]).astype(
             np.float32
         )
-
-    @property
-    def keep(self) -> Keep:
-        """Which points the scene was reconstructed for: what ``points``, exports and the viewer show unless told."""
-        keep: Keep = self.meta.get("settings", {}).get("keep", "all")  # absent in what older versions saved
-        return keep
 
     def points(
         self,
@@ -254,19 +295,6 @@ class Scene(Motion):
 
         return Viewer(self, host=host, port=port)
 
-    def export(self, path: str | Path, format: str, **options: Any) -> Path:
-        """Write the scene for another program, whole or not at all, and return the absolute path.
-
-        format: one of ``easi3r.export.FORMATS``: colmap, nerfstudio, ply, glb, npz, tum, monst3r, depth-png, depth-exr.
-        path: becomes a folder; in formats that are one file, a path with that file's suffix becomes the file itself.
-        options: the fields of ``easi3r.export.ExportOptions``, such as ``keep``, ``max_points`` and ``overwrite``.
-
-        Raises InputError for unknown formats and options, OutputError where nothing can be written.
-        """
-        from easi3r.export import ExportOptions, export_scene
-
-        return export_scene(self, path, format, ExportOptions.from_keywords(options))
-
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         pixels = self.images.shape[:3]
         cameras = {"camera_to_world": (*pixels[:1], 4, 4), "intrinsics": (*pixels[:1], 3, 3)}
@@ -285,7 +313,7 @@ class Scene(Motion):
         _write_frames(folder / "depth", self.depth)
         _write_frames(folder / "confidence", self.confidence)
         if not self.valid_mask.all():
-            _write_frames(folder / "valid_mask", self.valid_mask.astype(np.uint8) * 255)
+            _write_masks(folder / "valid_mask", self.valid_mask, "255 = part of the image, 0 = padding")
 
     @classmethod
     def _read(cls, folder: Path, num_frames: int) -> dict[str, Any]:
@@ -312,13 +340,23 @@ def _write_frames(folder: Path, frames: Array) -> None:
             np.save(folder / f"frame_{i:05d}.npy", frame)
 
 
+def _write_masks(folder: Path, masks: Iterable[Array], meaning: str) -> None:
+    folder.mkdir()
+    for i, mask in enumerate(masks):
+        write_png(folder / f"frame_{i:05d}.png", mask.astype(np.uint8) * 255, meaning)
+
+
 def _read_frames(folder: Path, num_frames: int, suffix: str) -> Array:
+    paths = _frame_paths(folder, num_frames, suffix)
+    with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
+        return np.stack(list(pool.map(_read_frame, paths)))
+
+
+def _frame_paths(folder: Path, num_frames: int, suffix: str) -> list[Path]:
     found = len(list(folder.glob(f"frame_*.{suffix}")))
     if found != num_frames:  # asked first, lest a damaged number of frames fill the memory
         raise ValueError(f"{folder.name} holds {found} frames where {num_frames!r} were expected")
-    paths = [folder / f"frame_{i:05d}.{suffix}" for i in range(num_frames)]
-    with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
-        return np.stack(list(pool.map(_read_frame, paths)))
+    return [folder / f"frame_{i:05d}.{suffix}" for i in range(num_frames)]
 
 
 def _read_frame(path: Path) -> Array:

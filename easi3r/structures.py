@@ -6,6 +6,7 @@ Image coordinates are OpenCV's: the centre of the top-left pixel is (0, 0).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 Array = NDArray[Any]
+Threshold = float | tuple[float | None, ...] | None  # of a clip, or of each of its frames; None: none was needed
 
 
 @dataclass(frozen=True)
@@ -92,17 +94,50 @@ class AttentionMaps:
 
 
 @dataclass(frozen=True)
+class PackedMasks:
+    """Binary masks of large frames, one bit per pixel; frame i is ``masks[i]``, [h, w] bool, True = moves."""
+
+    rows: tuple[Array, ...]  # each [h, ceil(w / 8)] uint8
+    widths: tuple[int, ...]
+
+    @classmethod
+    def pack(cls, masks: Iterable[Array]) -> PackedMasks:
+        """Of [h, w] bool masks, each of its own size."""
+        rows, widths = [], []
+        for mask in masks:
+            rows.append(np.packbits(mask, axis=1))
+            widths.append(mask.shape[1])
+        return cls(tuple(rows), tuple(widths))
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(width, height) of each."""
+        return [(width, len(rows)) for rows, width in zip(self.rows, self.widths, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Array:
+        return np.unpackbits(self.rows[index], axis=1, count=self.widths[index]).astype(bool)
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self[i] for i in range(len(self)))
+
+
+@dataclass(frozen=True)
 class DynamicMasks:
     """Which pixels move: a score and its thresholded mask."""
 
     score: Array  # [n, H, W] float32 in [0, 1], clustered and upsampled
     mask: Array  # [n, H, W] bool, True = moves
-    threshold: float | None  # one for the whole clip; None when no threshold was needed
+    threshold: Threshold  # one for the whole clip, or one per frame; None when no threshold was needed
+    original: PackedMasks | None = None  # masks that were given at the size of the source frames, as they were given
 
     def part(self, frames: range) -> DynamicMasks:
-        """Of some consecutive frames."""
+        """Of some consecutive frames, in the network's pixels."""
         some = slice(frames.start, frames.stop)
-        return DynamicMasks(self.score[some], self.mask[some], self.threshold)
+        threshold = self.threshold[some] if isinstance(self.threshold, tuple) else self.threshold
+        return DynamicMasks(self.score[some], self.mask[some], threshold)
 
     def tokens(self, patch_size: int) -> Array:
         """[n, h, w] bool: a token is dynamic if any pixel of its patch is."""

@@ -45,7 +45,9 @@ class Whole:
         self.masks.score[target], self.masks.mask[target] = masks.score[fresh], masks.mask[fresh]
         for name, values in attention.arrays().items():
             getattr(self.attention, name)[target] = values[fresh]
-        self.notes.append({"frames": [piece.start, piece.stop], "threshold": masks.threshold})
+        found = masks.threshold
+        threshold = list(found) if isinstance(found, tuple) else found  # as JSON has it
+        self.notes.append({"frames": [piece.start, piece.stop], "threshold": threshold})
 
     def write_instances(self, labels: Array, piece: range, shared: int) -> None:
         """Ids of a piece become those of the frames that it shares with the pieces before, where these show them."""

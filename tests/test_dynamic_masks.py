@@ -1,65 +1,9 @@
-from itertools import combinations, pairwise
-
 import numpy as np
 import pytest
 import torch
 
-from easi3r.dynamic_masks import best_multi_otsu, cluster_tokens, make_masks, multi_otsu, smooth_by_cluster
+from easi3r.dynamic_masks import cluster_tokens, make_masks, smooth_by_cluster
 from easi3r.structures import DynamicMasks
-
-
-def exhaustive_otsu(counts: np.ndarray, centres: np.ndarray, classes: int) -> float:
-    """The largest between-class variance over all choices of thresholds."""
-    probability = counts / counts.sum()
-    best = -np.inf
-    for cuts in combinations(range(1, len(counts)), classes - 1):
-        best = max(best, between_class_variance(probability, centres, cuts))
-    return best
-
-
-def between_class_variance(probability: np.ndarray, centres: np.ndarray, cuts: tuple[int, ...]) -> float:
-    edges = [0, *cuts, len(probability)]
-    total = 0.0
-    mean = (probability * centres).sum()
-    for a, b in pairwise(edges):
-        weight = probability[a:b].sum()
-        if weight > 0:
-            total += weight * ((probability[a:b] * centres[a:b]).sum() / weight - mean) ** 2
-    return total
-
-
-@pytest.mark.parametrize("classes", [2, 3, 4])
-@pytest.mark.parametrize("seed", range(5))
-def test_multi_otsu_reaches_the_best_of_all_choices(classes: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    counts = rng.integers(0, 20, 18) * (rng.random(18) < 0.8)
-    centres = np.linspace(0.1, 0.9, 18)
-    thresholds = multi_otsu(counts, centres, classes)
-    cuts = tuple(int(np.searchsorted(centres, t)) + 1 for t in thresholds)
-    found = between_class_variance(counts / counts.sum(), centres, cuts)
-    assert found == pytest.approx(exhaustive_otsu(counts, centres, classes), rel=1e-9)
-    assert len(thresholds) == classes - 1
-    assert (np.diff(thresholds) > 0).all()
-
-
-def test_the_threshold_separates_two_clear_groups() -> None:
-    rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(0.2, 0.02, 900), rng.normal(0.8, 0.02, 100)])
-    threshold = best_multi_otsu(values)
-    assert threshold is not None
-    assert (values[:900] < threshold).mean() > 0.99
-    assert (values[900:] > threshold).mean() > 0.5
-
-
-def test_values_that_are_all_the_same_have_no_threshold() -> None:
-    assert best_multi_otsu(np.full((2, 8, 8), 0.3)) is None
-
-
-def test_two_values_have_a_threshold_between_them() -> None:
-    values = np.array([0.0] * 10 + [1.0] * 3)
-    threshold = best_multi_otsu(values)
-    assert threshold is not None
-    assert ((values > threshold) == (values == 1)).all()
 
 
 def test_every_token_takes_the_mean_of_its_cluster() -> None:

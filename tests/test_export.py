@@ -185,6 +185,8 @@ def cloud_of(name, folder):
 
 
 def frame_count(name, folder):
+    if name == "masks":
+        return len(list((folder / "mask").iterdir()))
     if name.startswith("depth"):
         return len(list((folder / "depth").iterdir()))
     if name == "ply":
@@ -408,7 +410,8 @@ def test_a_full_disk_leaves_nothing_of_the_format_and_the_others_stay(name, tmp_
 
 def test_files_that_cannot_be_written_to_their_end_leave_nothing(tmp_path):
     saved = world_scene(2).save(tmp_path / "saved")
-    arguments = ["export", str(saved), "--to", ",".join(FORMATS), "-o", str(tmp_path / "out"), "--quiet"]
+    formats = [name for name in FORMATS if name != "masks"]  # whose files are smaller than the limit
+    arguments = ["export", str(saved), "--to", ",".join(formats), "-o", str(tmp_path / "out"), "--quiet"]
 
     def limit_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))  # bytes: trajectory.txt and scene.json are smaller
@@ -420,7 +423,7 @@ def test_files_that_cannot_be_written_to_their_end_leave_nothing(tmp_path):
         text=True,
         timeout=120,
     )
-    failing = [name for name in FORMATS if name != "tum"]
+    failing = [name for name in formats if name != "tum"]
     assert (done.returncode, done.stdout) == (1, "") and len(done.stderr.splitlines()) == len(failing), done.stderr
     for name, line in zip(failing, done.stderr.splitlines(), strict=True):
         assert line.startswith(

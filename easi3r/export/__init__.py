@@ -1,4 +1,4 @@
-"""Scenes in the formats of other programs, each written whole or not at all, all from the same ``Scene.points``.
+"""Results in the formats of other programs, each written whole or not at all; points all from ``Scene.points``.
 
 One module per format, imported when it is asked for: it has ``FILES``, which says in words what each file is, and
 ``write(scene, folder, options)``, which fills an empty folder.
@@ -19,7 +19,7 @@ from easi3r.export.options import ExportOptions as ExportOptions
 from easi3r.storage import MARKER, whole_file, whole_folder
 
 if TYPE_CHECKING:
-    from easi3r.scene import Scene
+    from easi3r.scene import Motion
 
 FORMAT_VERSION = 1
 SAVED = ("keep", "min_confidence", "max_points", "original_images")  # the options that say what an export holds
@@ -31,6 +31,7 @@ class Format:
 
     summary: str
     file: str | None = None  # the name of the one file that the format consists of
+    of_motion: bool = False  # whether it needs no cameras and depth, so that what ``segment`` finds has it too
 
 
 FORMATS = {
@@ -43,11 +44,12 @@ FORMATS = {
     "monst3r": Format("the folder that viewers of MonST3R's results read"),
     "depth-png": Format("depth as 16-bit PNG, with its scale"),
     "depth-exr": Format("depth as 32-bit EXR"),
+    "masks": Format("masks and scores at the size of the source frames", of_motion=True),
 }
 
 
-def export_scene(scene: Scene, path: str | Path, format: str, options: ExportOptions | None = None) -> Path:
-    """Write ``scene`` in one format and return the absolute path.
+def export_scene(scene: Motion, path: str | Path, format: str, options: ExportOptions | None = None) -> Path:
+    """Write ``scene``, a Motion only in formats that are ``of_motion``, in one format and return the absolute path.
 
     ``path`` becomes a folder.  Of a format that is one file (``FORMATS[format].file``) a path with that file's suffix
     becomes the file itself.  Raises InputError for an unknown format, OutputError where it cannot be written: then
@@ -56,6 +58,11 @@ def export_scene(scene: Scene, path: str | Path, format: str, options: ExportOpt
     if format not in FORMATS:
         raise InputError(
             f"The format {format!r} is unknown{nearest_name(format, FORMATS)}; expected one of {', '.join(FORMATS)}."
+        )
+    if scene.kind == "motion" and not FORMATS[format].of_motion:
+        raise InputError(
+            f"The format {format!r} needs cameras and depth, but this result holds masks alone (segment); make it with "
+            "reconstruct (easi3r run)."
         )
     options = options or ExportOptions()
     target, file = Path(path).absolute(), FORMATS[format].file
@@ -70,7 +77,7 @@ def export_scene(scene: Scene, path: str | Path, format: str, options: ExportOpt
 
 
 def export_formats(
-    scene: Scene, where: str | Path, formats: Iterable[str], options: ExportOptions | None = None
+    scene: Motion, where: str | Path, formats: Iterable[str], options: ExportOptions | None = None
 ) -> tuple[dict[str, Path], dict[str, Easi3RError]]:
     """Write every format into a folder of its own name below ``where``; one that fails does not stop the others.
 
@@ -86,7 +93,7 @@ def export_formats(
     return written, failed
 
 
-def _write_folder(scene: Scene, folder: Path, name: str, options: ExportOptions) -> None:
+def _write_folder(scene: Motion, folder: Path, name: str, options: ExportOptions) -> None:
     module = importlib.import_module(f"easi3r.export.{name.replace('-', '_')}")
     module.write(scene, folder, options)
     header = {
@@ -112,7 +119,7 @@ def _refuse_other_results(target: Path) -> None:
         )
 
 
-def _write_file(scene: Scene, target: Path, name: str, file: str, options: ExportOptions) -> None:
+def _write_file(scene: Motion, target: Path, name: str, file: str, options: ExportOptions) -> None:
     if target.is_dir() or (target.exists() and not options.overwrite):
         raise OutputError(f"The output {target} exists; choose another name, or replace a file with overwrite=True.")
     with whole_file(target) as partial, tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:

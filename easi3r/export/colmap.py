@@ -18,8 +18,9 @@ from scipy.spatial.transform import Rotation
 
 from easi3r.export.options import ExportOptions
 from easi3r.export.tracks import find_tracks, project
-from easi3r.export.views import frame_name, view_intrinsics, view_sizes, views, write_png
+from easi3r.export.views import frame_name, view_intrinsics, view_sizes, views
 from easi3r.geometry import invert_rigid
+from easi3r.mask_files import MEANINGS, write_png
 
 if TYPE_CHECKING:
     from easi3r.export.tracks import Tracks
@@ -59,7 +60,7 @@ def write(scene: Scene, folder: Path, options: ExportOptions) -> None:
     for i, view in enumerate(options.progress(frames, "images")):
         name, mask = f"{frame_name(i)}.png", view.static.astype(np.uint8) * 255
         write_png(folder / "images" / name, view.image)
-        write_png(folder / "masks" / f"{name}.png", mask)
+        write_png(folder / "masks" / f"{name}.png", mask, MEANINGS["static"])
         write_png(folder / "images_rgba" / name, np.dstack([view.image, mask]))
     model = _model(scene, options)
     _write_binary(model, folder / "sparse" / "0")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from easi3r.export.options import ExportOptions
-from easi3r.export.views import frame_name, write_png
+from easi3r.export.views import frame_name
+from easi3r.mask_files import write_png
 
 if TYPE_CHECKING:
     from easi3r.scene import Scene

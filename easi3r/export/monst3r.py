@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 from easi3r.export.options import ExportOptions
-from easi3r.export.views import write_png
 from easi3r.geometry import depth_edges
+from easi3r.mask_files import MEANINGS, write_png
 
 if TYPE_CHECKING:
     from easi3r.scene import Scene
@@ -48,5 +48,5 @@ def write(scene: Scene, folder: Path, options: ExportOptions) -> None:
         np.save(folder / f"frame_{i:04d}.npy", scene.depth[i])
         np.save(folder / f"conf_{i}.npy", confidence)
         np.save(folder / f"init_conf_{i}.npy", confidence)
-        write_png(folder / f"dynamic_mask_{i}.png", mask)
-        write_png(folder / f"enlarged_dynamic_mask_{i}.png", np.asarray(cv2.dilate(mask, disc)))
+        write_png(folder / f"dynamic_mask_{i}.png", mask, MEANINGS["moving"])
+        write_png(folder / f"enlarged_dynamic_mask_{i}.png", np.asarray(cv2.dilate(mask, disc)), MEANINGS["moving"])

@@ -16,7 +16,8 @@ import numpy as np
 from easi3r.export.options import ExportOptions
 from easi3r.export.ply import write_ply
 from easi3r.export.tracks import find_tracks
-from easi3r.export.views import frame_name, view_intrinsics, view_sizes, views, write_png
+from easi3r.export.views import frame_name, view_intrinsics, view_sizes, views
+from easi3r.mask_files import MEANINGS, write_png
 
 if TYPE_CHECKING:
     from easi3r.scene import Scene
@@ -51,7 +52,7 @@ def write(scene: Scene, folder: Path, options: ExportOptions) -> None:
         steps, beyond = _depth_steps(view.depth)
         lost += beyond
         write_png(folder / "images" / name, view.image)
-        write_png(folder / "masks" / name, view.static.astype(np.uint8) * 255)
+        write_png(folder / "masks" / name, view.static.astype(np.uint8) * 255, MEANINGS["static"])
         write_png(folder / "depths" / name, steps)
         frames.append(
             {

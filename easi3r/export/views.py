@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
-import imageio.v3 as iio
 import numpy as np
 
 from easi3r.decoding import VIDEO_SUFFIXES, read_image, video_stream
@@ -17,7 +16,7 @@ from easi3r.errors import InputError
 from easi3r.structures import Array, Crop
 
 if TYPE_CHECKING:
-    from easi3r.scene import Scene
+    from easi3r.scene import Motion, Scene
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,13 @@ def view_intrinsics(scene: Scene, *, original: bool) -> Array:
     intrinsics = scene.intrinsics.astype(np.float64)
     if not original:
         return intrinsics
-    return np.stack([crop.to_original(k) for crop, k in zip(_crops(scene), intrinsics, strict=True)])
+    return np.stack([crop.to_original(k) for crop, k in zip(source_crops(scene), intrinsics, strict=True)])
 
 
 def view_sizes(scene: Scene, *, original: bool) -> list[tuple[int, int]]:
     """(width, height) of each view in pixels."""
     if original:
-        return [crop.original for crop in _crops(scene)]
+        return [crop.original for crop in source_crops(scene)]
     n, height, width = scene.images.shape[:3]
     return [(width, height)] * n
 
@@ -59,16 +58,12 @@ def views(scene: Scene, *, original: bool) -> Iterator[View]:
         for i in range(scene.num_frames):
             yield View(scene.images[i], static[i], depth[i])
         return
-    for i, (image, crop) in enumerate(zip(_source_images(scene), _crops(scene), strict=True)):
+    for i, (image, crop) in enumerate(zip(source_images(scene), source_crops(scene), strict=True)):
         yield View(image, _to_source(static[i].astype(np.uint8), crop) > 0, _to_source(depth[i], crop))
 
 
-def write_png(path: Path, pixels: Array) -> None:
-    """[h, w] or [h, w, channels], uint8 or uint16; in one piece, so that a full disk is one clean OSError."""
-    path.write_bytes(iio.imwrite("<bytes>", pixels, extension=".png"))
-
-
-def _crops(scene: Scene) -> list[Crop]:
+def source_crops(scene: Motion) -> list[Crop]:
+    """How each source frame became an image; InputError where that is not known."""
     if "crops" not in scene.meta:
         raise InputError("meta['crops'] is missing, so nothing is known of source frames; leave out original_images.")
     return [Crop(**{name: tuple(size) for name, size in crop.items()}) for crop in scene.meta["crops"]]
@@ -80,8 +75,8 @@ def _to_source(pixels: Array, crop: Crop) -> Array:
     return np.asarray(cv2.warpAffine(pixels, crop.matrix()[:2], crop.original, flags=flags))
 
 
-def _source_images(scene: Scene) -> Iterator[Array]:
-    """[h, w, 3] uint8 RGB of the source, frame after frame."""
+def source_images(scene: Motion) -> Iterator[Array]:
+    """[h, w, 3] uint8 RGB of the source, frame after frame; InputError where it is gone or has changed."""
     source, names = Path(scene.meta.get("source", "")), scene.meta.get("names", [])
     advice = "restore it, or export without original_images"
     if scene.meta.get("source", "array") == "array" or len(names) != scene.num_frames:
@@ -91,7 +86,7 @@ def _source_images(scene: Scene) -> Iterator[Array]:
     if not source.exists():
         raise InputError(f"The source {source} of the scene is gone, so its frames cannot be exported; {advice}.")
     images = _video_images(source, names) if _is_video(source) else _file_images(source, names)
-    crops = _crops(scene)
+    crops = source_crops(scene)
     count = 0
     for image, crop, name in zip(images, crops, names, strict=False):
         size = image.shape[1], image.shape[0]

@@ -51,6 +51,8 @@ def sources(result: Motion) -> dict[str, str]:
         facts["size"] = crop_words(crops[0]) + (" (and others)" if any(crop != crops[0] for crop in crops) else "")
     if pieces := meta.get("pieces"):
         facts["pieces" if len(pieces) > 1 else "masks"] = "; ".join(piece_words(piece) for piece in pieces)
+    if warnings := meta.get("warnings"):
+        facts["warnings"] = " ".join(warnings)
     if checkpoint := meta.get("checkpoint"):
         facts["weights"] = str(checkpoint.get("name"))
         facts["their SHA-256"] = str(checkpoint.get("sha256") or "unknown: a network object, not a file")
@@ -67,7 +69,14 @@ def piece_words(piece: Mapping[str, Any]) -> str:
     """What is noted of a piece of the clip."""
     (start, stop), threshold, seam = piece["frames"], piece.get("threshold"), piece.get("seam_residual")
     words = f"frames {start} to {stop - 1}: "
-    words += "no threshold was needed" if threshold is None else f"threshold {threshold:.3g} of the dynamic score"
+    each = threshold if isinstance(threshold, list) else [threshold]  # one per frame, or one
+    found = [value for value in each if value is not None]
+    if not found:
+        words += "no threshold was needed"
+    elif len(each) == 1:
+        words += f"threshold {found[0]:.3g} of the dynamic score"
+    else:
+        words += f"thresholds from {min(found):.3g} to {max(found):.3g} of the dynamic score, one per frame"
     return words if seam is None else f"{words}, off by {seam:.1%} of the depth where it joins the one before"
 
 
