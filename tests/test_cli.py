@@ -27,8 +27,9 @@ from easi3r.metrics import jaccard
 
 COMMANDS = ("run", "segment", "show", "export", "demo", "doctor")
 SCENE = {"scene.json", "trajectory.txt", "cameras.npz", "attention.npz", "depth", "confidence", "dynamic_mask"}
-SCENE |= {"dynamic_score", "images", "report.html"}
+SCENE |= {"dynamic_score", "images", "instances", "report.html"}
 MOTION = {"scene.json", "attention.npz", "timestamps.npz", "dynamic_mask", "dynamic_score", "images", "report.html"}
+MOTION |= {"instances"}
 
 
 @pytest.fixture

@@ -152,6 +152,16 @@ def test_a_thing_that_a_post_cuts_in_two_is_one() -> None:
     assert found_in(truth, flow, tokens).max() == 1
 
 
+def test_a_speck_that_flow_carries_into_a_thing_is_part_of_it() -> None:
+    """In one frame a part of the thing stands apart from it, and what flow says of it there is wrong."""
+    truth, flow, tokens = drawn([moving((2, 6), (2, 1), (24, 20)), moving((48, 30), (-1, 0), (12, 12))])
+    mask = truth > 0
+    mask[3, :, 14:16] = False
+    flow.flow[flow.pairs[:, 0] == 3, :, :14] += [0, 3]
+    labels = find_instances(mask, flow, tokens, MIN_MOTION, silent)
+    np.testing.assert_array_equal(labels, np.where(mask, truth, 0))
+
+
 def test_a_thing_out_of_sight_comes_back_with_its_id_if_tokens_know_it() -> None:
     """Flow to the other side of the gap is nowhere valid, as flow is that has to reach far."""
     here, there = moving((2, 6), (2, 0), (16, 16), 10), moving((30, 28), (2, 1), (12, 12), 10)
