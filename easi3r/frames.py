@@ -25,7 +25,7 @@ from easi3r.decoding import (
 )
 from easi3r.errors import InputError
 from easi3r.progress import Progress, silent
-from easi3r.structures import Array, Crop, Frames
+from easi3r.structures import Array, Crop, Frames, Preparation
 
 _SQUARE = 224  # checkpoints trained at this size take squares
 _CLOCK_SLACK = 0.0015  # seconds: Matroska rounds its stamps to milliseconds
@@ -37,6 +37,7 @@ def read_frames(
     *,
     patch_size: int,
     trained_size: int,
+    preparation: Preparation | None = None,
     progress: Progress = silent,
 ) -> Frames:
     """Read a clip, choose its frames and bring them to the network's size; only images of that size are kept.
@@ -50,7 +51,7 @@ def read_frames(
     first frame; image i is taken at ``i / fps`` seconds, at i seconds without fps.
 
     ``trained_size`` is the long side in pixels that the checkpoint was trained for, ``patch_size`` the side of a
-    patch; see `plan_crop` for what becomes of a frame.
+    patch; see `plan_crop` for what becomes of a frame, unless the network has a ``preparation`` of its own.
 
     Returns Frames: images [n, H, W, 3] uint8, timestamps [n] float64 seconds on the clock of the source.
     Raises InputError for a source that cannot be read, frames of unequal size, or when no frame is left.
@@ -59,18 +60,25 @@ def read_frames(
     images: list[Array] = []
     chosen: list[SourceFrame] = []
     crop: Crop | None = None
+    cut = apply_crop if preparation is None else preparation.cut
+
+    def plan(size: tuple[int, int]) -> Crop:
+        if preparation is not None:
+            return preparation.plan(size, settings.image_size)
+        return plan_crop(size, settings.image_size, patch_size=patch_size, trained_size=trained_size)
+
     with closing(stream):
         for frame in progress(_select(stream, settings, name), "reading frames"):
             pixels = frame.read()
             size = pixels.shape[1], pixels.shape[0]
-            crop = crop or plan_crop(size, settings.image_size, patch_size=patch_size, trained_size=trained_size)
+            crop = crop or plan(size)
             if size != crop.original:
                 raise InputError(
                     f"{frame.name} of {name} is {_text(size)}, but {chosen[0].name} is {_text(crop.original)}; a "
                     "collection of unequal images needs collection=True, which is not available yet in this version, "
                     "so bring all frames to one size."
                 )
-            images.append(apply_crop(pixels, crop))
+            images.append(cut(pixels, crop))
             chosen.append(frame)
     assert crop is not None  # _select raises when nothing is left
     return Frames(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from easi3r.backbones.interface import Backbone
 from easi3r.config import Settings
-from easi3r.structures import AlignedCameras, Array, AttentionMaps, DynamicMasks, PairPredictions
+from easi3r.structures import AlignedCameras, Array, DynamicMasks, Maps, PairPredictions, PointTracks
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Piece:
     masks: DynamicMasks | None  # given by the user, and returned as they are
     residual_px: Array | None  # [n, H, W] epipolar residuals, for masks that rest on flow too; None: attention alone
     batch_size: int  # pairs at once
+    queries: Array | None = None  # [t, 2] (x, y) pixels of the first frame to follow through all
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,10 @@ class Found:
     """What they find.  Of ``predictions`` and ``cameras`` one at most is given, and neither where masks are enough."""
 
     masks: DynamicMasks
-    attention: AttentionMaps
+    attention: Maps
     predictions: PairPredictions | None = None  # of pairs, each in a world of its own: to be aligned
     cameras: AlignedCameras | None = None  # in one world already
+    tracks: PointTracks | None = None  # of the queries
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Load:
     token_bytes: float  # of the encoder, which may be kept on the host
     frame_flops: float  # of a frame that is encoded
     pass_flops: float  # of all passes over the piece, without heads
+    at_once: str  # in words, what goes through it together
 
 
 class Passes(Protocol):
@@ -57,8 +60,8 @@ class Passes(Protocol):
         """Which one."""
         ...
 
-    def settled(self, settings: Settings) -> Settings:
-        """``settings`` with everything that is 'auto' said; InputError for what this network cannot do."""
+    def settled(self, settings: Settings, *, masks_only: bool) -> Settings:
+        """``settings`` with the alignment named that is 'auto'; InputError for what this network cannot do."""
         ...
 
     def load(

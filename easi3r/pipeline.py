@@ -18,12 +18,14 @@ from torch import Tensor
 
 from easi3r._version import __version__
 from easi3r.alignment import align
-from easi3r.backbones.checkpoint import CheckpointInfo
 from easi3r.backbones.dust3r import Dust3r
+from easi3r.backbones.files import CheckpointInfo
 from easi3r.backbones.interface import Backbone
+from easi3r.backbones.vggt import Vggt
 from easi3r.clean import clean_confidence
+from easi3r.clip_passes import ClipPasses
 from easi3r.clock import Clock
-from easi3r.config import Settings
+from easi3r.config import KnownSettings, Settings
 from easi3r.device import is_out_of_memory
 from easi3r.epipolar import epipolar_residual
 from easi3r.errors import InputError
@@ -33,16 +35,18 @@ from easi3r.given_masks import read_masks
 from easi3r.inference import encode_frames
 from easi3r.known import read_known
 from easi3r.pair_passes import PairPasses
+from easi3r.pair_views import pair_views
 from easi3r.pairs import make_pairs
-from easi3r.passes import Passes, Piece
+from easi3r.passes import Found, Passes, Piece
 from easi3r.plan import Plan, make_plan, smaller
 from easi3r.pose_direction import check_direction, pairs_to_check
 from easi3r.precision import choose_dtype, in_precision
 from easi3r.progress import Progress
 from easi3r.quality import measure
+from easi3r.query_pixels import read_queries
 from easi3r.scale import Distance, read_scale, with_distance
 from easi3r.scene import Motion, Scene
-from easi3r.structures import Array, DynamicMasks, Frames, Known
+from easi3r.structures import AlignedCameras, Array, DynamicMasks, Frames, Known, PairFlow
 from easi3r.verdict import judge
 from easi3r.whole import Whole
 
@@ -66,18 +70,21 @@ def run(
     clock = Clock()
     network = in_precision(network, choose_dtype(settings.dtype, network))
     passes = passes_of(network, progress, clock)
-    settings = passes.settled(settings)
+    said, settings = settings, passes.settled(settings, masks_only=masks_only)
     with clock("frames"):
         frames = read_frames(
             source,
             settings.frames,
             patch_size=network.patch_size,
             trained_size=network.trained_size,
+            preparation=network.preparation,
             progress=progress,
         )
     given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames)
     known, distance = what_is_known(frames, settings, network.device, progress)
-    whole = work_within_memory(Job(passes, settings, progress, clock, masks_only), frames, Given(given, known))
+    queries = None if settings.heads.tracks is None or masks_only else read_queries(settings.heads.tracks, frames)
+    job = Job(passes, settings, progress, clock, masks_only, queries)
+    whole = work_within_memory(job, frames, Given(given, known))
     moved: dict[str, Any] = {
         "images": frames.images,
         "dynamic_score": whole.masks.score,
@@ -85,7 +92,7 @@ def run(
         "attention": whole.attention,
         "timestamps": frames.timestamps,
     }
-    meta = describe(frames, checkpoint, settings, network, clock) | {"pieces": whole.notes}
+    meta = describe(frames, checkpoint, said, network, clock) | {"pieces": whole.notes}
     if whole.cameras is None:
         return Motion(**moved, meta=meta)
     seams = [note["seam_residual"] for note in whole.notes if "seam_residual" in note]
@@ -96,12 +103,15 @@ def run(
         **moved,
         **vars(cameras),
         valid_mask=np.ones(cameras.depth.shape, dtype=bool),
-        meta=meta | {"scale": "metric" if metric else "up to scale"},
+        tracks=whole.tracks,
+        meta=meta | {"scale": "metric" if metric else "up to scale", "alignment": settings.alignment.method},
     )
 
 
 def passes_of(network: Backbone, progress: Progress, clock: Clock) -> Passes:
     """The kind of passes that ``network`` needs."""
+    if isinstance(network, Vggt):
+        return ClipPasses(network, progress, clock)
     assert isinstance(network, Dust3r)
     return PairPasses(network, progress, clock)
 
@@ -169,13 +179,14 @@ class Job:
     progress: Progress
     clock: Clock
     masks_only: bool
+    queries: Array | None = None  # [t, 2] pixels of the first frame to follow
 
     def plan(self, frames: Frames) -> Plan:
         return make_plan(self.passes, frames.images.shape[:3], self.settings, masks_only=self.masks_only)
 
     def work_through(self, frames: Frames, given: Given, plan: Plan) -> Whole:
         """Piece after piece; each frame is encoded once, and what a piece needs is gone before the next begins."""
-        whole = Whole.empty(frames.images.shape[:3], self.passes.network.patch_size, with_cameras=not self.masks_only)
+        whole = Whole.empty(frames.images.shape[:3], with_cameras=not self.masks_only)
         tokens, end = None, 0
         check_first_piece(given.known, plan.pieces[0])
         for piece in plan.pieces:
@@ -205,34 +216,67 @@ class Job:
         settings, progress, n = self.settings, self.progress, len(images)
         pairs = make_pairs(n, settings.pairs)
         with self.clock("flow"):
-            aligns = not self.masks_only and settings.alignment.method != "none" and settings.alignment.flow_weight > 0
+            method, weight = settings.alignment.method, settings.alignment.flow_weight
+            wants_flow = not self.masks_only and method != "none" and weight > 0
             asks = settings.motion.evidence != "attention" and given.masks is None
-            wanted = (aligns or asks) and n > 1
+            wanted = (wants_flow or asks) and n > 1
             flow = estimate_flow(images, pairs, settings.flow, progress, self.passes.network.device) if wanted else None
             residual = epipolar_residual(flow, n, progress) if asks and flow is not None else None
-        seen = Piece(images, tokens, pairs, given.masks, residual, batch_size)
+        queries = self.queries if whole.tracks is None else whole.tracks.coordinates[piece.start]
+        seen = Piece(images, tokens, pairs, given.masks, residual, batch_size, queries)
         found = self.passes.look(seen, settings, masks_only=self.masks_only)
         whole.write_motion(found.masks, found.attention, piece, shared)
-        if found.predictions is None:
+        if self.masks_only:
             return
-        mask = found.masks.mask
+        if found.tracks is not None:
+            whole.write_tracks(found.tracks, piece)
+        mask, aligns = found.masks.mask, found.cameras is None or settings.alignment.method != "none"
         with self.clock("alignment"):
-            known, uses = whole.known_for(given.known, piece, shared, settings)
-            cameras = align(
-                found.predictions,
-                n,
-                settings.alignment,
-                progress,
-                flow=flow if aligns else None,
-                dynamic_mask=mask,
-                known=known,
-                uses=uses,
-                device=self.passes.network.device,
-            )
+            known, uses = whole.known_for(given.known, piece, shared, settings) if aligns else (Known(), settings.known)
+            cameras = self.aligned(found, pairs, flow if wants_flow else None, known, uses) if aligns else found.cameras
+            assert cameras is not None
             whole.measured.append(measure(cameras, mask, flow, pairs, start=piece.start))
             confidence = clean_confidence(**vars(cameras), dynamic_mask=mask, pairs=pairs)
             cameras = dataclasses.replace(cameras, confidence=confidence)
             whole.write_cameras(cameras, piece, shared, ~mask[:shared], known, uses)
+
+    def aligned(
+        self, found: Found, pairs: Array, flow: PairFlow | None, known: Known, uses: KnownSettings
+    ) -> AlignedCameras:
+        """One world of what the passes found; cameras that are there already are where the fast solver starts."""
+        predictions = found.predictions
+        if found.cameras is not None:
+            predictions = pair_views(found.cameras, pairs)
+            if self.settings.alignment.method == "fast":
+                shared = self.settings.alignment.shared_focal
+                known, uses = starting_at(found.cameras, known, uses, shared_focal=shared)
+        assert predictions is not None
+        return align(
+            predictions,
+            len(found.masks.mask),
+            self.settings.alignment,
+            self.progress,
+            flow=flow,
+            dynamic_mask=found.masks.mask,
+            known=known,
+            uses=uses,
+            device=self.passes.network.device,
+        )
+
+
+def starting_at(
+    cameras: AlignedCameras, known: Known, uses: KnownSettings, *, shared_focal: bool
+) -> tuple[Known, KnownSettings]:
+    """What is not known, as the network says it, to begin with."""
+    if known.intrinsics is None:
+        lenses = cameras.intrinsics.astype(np.float64)
+        lenses = np.broadcast_to(np.median(lenses, axis=0), lenses.shape).copy() if shared_focal else lenses
+        known = dataclasses.replace(known, intrinsics=lenses)
+        uses = dataclasses.replace(uses, intrinsics_use="init")
+    if known.camera_to_world is None and known.depth is None:
+        known = dataclasses.replace(known, camera_to_world=cameras.camera_to_world.astype(np.float64))
+        uses = dataclasses.replace(uses, poses_use="init")
+    return known, uses
 
 
 def check_first_piece(known: Known, piece: range) -> None:
@@ -260,7 +304,12 @@ def describe(
         "crops": [dataclasses.asdict(crop) for crop in frames.crops],
         "settings": settings.as_dict(),
         "seed": settings.seed,
-        "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256(), "licence": checkpoint.licence},
+        "checkpoint": {
+            "name": checkpoint.name,
+            "sha256": checkpoint.sha256(),
+            "licence": checkpoint.licence,
+            "network": network.kind,
+        },
         "device": str(network.device),
         "dtype": str(network.dtype).removeprefix("torch."),
         "versions": {

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from easi3r import Easi3R, cli
-from easi3r.backbones.checkpoint import CheckpointInfo
 from easi3r.backbones.dust3r import Dust3r, Dust3rConfig
+from easi3r.backbones.files import CheckpointInfo
 
 QUICK = {"image_size": "native", "alignment.iterations": 3}  # options that keep a reconstruction below half a second
 QUICK_FLAGS = ["--image-size", "native", "--set", "alignment.iterations=3"]
