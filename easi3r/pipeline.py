@@ -33,9 +33,9 @@ from easi3r.flow import estimate_flow
 from easi3r.frames import read_frames
 from easi3r.given_masks import read_masks
 from easi3r.inference import encode_frames
-from easi3r.known import read_known
+from easi3r.known import check_first_piece, read_known
 from easi3r.pair_passes import PairPasses
-from easi3r.pair_views import pair_views
+from easi3r.pair_views import pair_views, starting_at
 from easi3r.pairs import make_pairs
 from easi3r.passes import Found, Passes, Piece
 from easi3r.plan import Plan, make_plan, smaller
@@ -262,36 +262,6 @@ class Job:
             uses=uses,
             device=self.passes.network.device,
         )
-
-
-def starting_at(
-    cameras: AlignedCameras, known: Known, uses: KnownSettings, *, shared_focal: bool
-) -> tuple[Known, KnownSettings]:
-    """What is not known, as the network says it, to begin with."""
-    if known.intrinsics is None:
-        lenses = cameras.intrinsics.astype(np.float64)
-        lenses = np.broadcast_to(np.median(lenses, axis=0), lenses.shape).copy() if shared_focal else lenses
-        known = dataclasses.replace(known, intrinsics=lenses)
-        uses = dataclasses.replace(uses, intrinsics_use="init")
-    if known.camera_to_world is None and known.depth is None:
-        known = dataclasses.replace(known, camera_to_world=cameras.camera_to_world.astype(np.float64))
-        uses = dataclasses.replace(uses, poses_use="init")
-    return known, uses
-
-
-def check_first_piece(known: Known, piece: range) -> None:
-    """Raise InputError where a long clip's world would be placed only after its first piece."""
-    first = known.part(piece)
-    for name, anywhere, at_once in (
-        ("two poses apart", known.poses_set_the_scale, first.poses_set_the_scale),
-        ("a pose", len(known.posed()) > 0, len(first.posed()) > 0),
-        ("a depth", known.depth_sets_the_scale, first.depth_sets_the_scale),
-    ):
-        if anywhere and not at_once:
-            raise InputError(
-                f"The clip is worked on in pieces, and of the frames 0 to {piece.stop - 1} of the first one, which "
-                f"place the world, {name} must be known if any is; give some of these too, or use larger pieces."
-            )
 
 
 def describe(

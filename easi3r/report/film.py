@@ -40,8 +40,9 @@ GRAM_COLUMNS = {
 }
 GRAM_NOTE = (
     "How like the queries (q) and keys (k) of each token are to those of frames a little before and after, in some "
-    "layers (counted from 0) of the attention among all frames: the mean over the other frames' tokens, and how much it "
-    "varies among them (std). The product of the five finds what moves, before clustering and threshold make the mask."
+    "layers (counted from 0) of the attention among all frames: the mean over the other frames' tokens, and how much "
+    "it varies among them (std). The product of the five finds what moves, before clustering and threshold make the "
+    "mask."
 )
 
 
