@@ -54,7 +54,10 @@ HELP = {
     "depth": "known z-depth: a folder of npy or npz files, or one file",
     "scale_from": "poses | depth | FRAME,X1,Y1,X2,Y2,DISTANCE between two pixels of a source frame",
     "flow": "optical flow: dis, or raft (extra raft)",
-    "align": "fast; published: the published optimiser, slow; none: the spanning-tree start as it is",
+    "points": "VGGT: unprojected depth, or the z of its point head's points (head)",
+    "tracks": "VGGT: pixels of the first source frame to follow: x,y;x,y | grid:16 | a text, npy or npz file",
+    "align": "fast; published: the published optimiser, slow; none: cameras as the network gives them; auto: fast, of "
+    "VGGT none",
     "focal": "shared, per-frame, or a number of pixels of the source frames",
     "camera": "moving, or static: a tripod, one pose for all frames",
     "seed": "for the clustering",
@@ -90,7 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
     clip = Parser(add_help=False, parents=[work])
     clip.add_argument("input", metavar="INPUT", help="a video file, or a folder of images")
     clip.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder to write")
-    clip.add_argument("--checkpoint", default="demo", help="'demo', a .pth file, a Hugging Face folder or a hub id")
+    clip.add_argument(
+        "--checkpoint", default="demo", help="'demo', a file of weights (DUSt3R's or VGGT's), a folder, a hub id"
+    )
     clip.add_argument("--config", metavar="FILE.yaml", help="a YAML file of overrides")
     clip.add_argument(
         "--set", metavar="A.B=C", action="append", default=[], help="one setting, such as pairs.graph=complete"

@@ -56,6 +56,7 @@ class MotionSettings:
     clusters: int = 64  # k-means over encoder tokens; as many as there are tokens at most
     evidence: Literal["both", "attention", "flow"] = "both"  # attention: masks as published; flow: epipolar residuals;
     # both: what attention finds and flow does not refute, and what flow alone proves
+    reprojection: bool = True  # networks that see all frames at once: clear what their cameras and depths explain
     min_motion: float = 0.004  # distance from the epipolar line that counts as motion, over the images' long side;
     # motions of two touching parts that differ by more than that per frame make them two instances
     instances: bool = True  # tell things that move apart, and follow them; it needs optical flow
@@ -90,6 +91,14 @@ class FlowSettings:
     max_inconsistency_px: float = 3.0  # forward-backward disagreement beyond which a pixel counts as occluded
 
 
+@dataclass(frozen=True)
+class HeadSettings:
+    """What is taken of a network that sees all frames at once (VGGT), whose heads give several things."""
+
+    points: Literal["depth", "head"] = "depth"  # depth: its depth head; head: z of its point head's points
+    tracks: Any = None  # pixels of the first source frame to follow: [t, 2] (x, y), 'x,y;x,y', 'grid:16' or a file
+
+
 Use = Literal["fixed", "init", "prior"]
 
 
@@ -118,7 +127,9 @@ class KnownSettings:
 class AlignmentSettings:
     """Global alignment (Easi3R section 3.3, DUSt3R section 3.4)."""
 
-    method: Literal["fast", "published", "none"] = "fast"  # none: the spanning-tree start as it is
+    # auto: fast; of a network that gives cameras itself (VGGT) none, unless something is known beforehand
+    # none: cameras as the network gives them; of pairs, the spanning-tree start as it is
+    method: Literal["auto", "fast", "published", "none"] = "auto"
     focal: Literal["shared", "per-frame"] | float = "shared"  # a number: known, in pixels of the source frames
     principal_point: Literal["centre", "solve"] = "centre"
     camera: Literal["moving", "static"] = "moving"  # static: a tripod, one pose for all frames
@@ -156,6 +167,7 @@ class Settings:
     motion: MotionSettings = field(default_factory=MotionSettings)
     sam2: Sam2Settings = field(default_factory=Sam2Settings)
     flow: FlowSettings = field(default_factory=FlowSettings)
+    heads: HeadSettings = field(default_factory=HeadSettings)
     known: KnownSettings = field(default_factory=KnownSettings)
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     pieces: PieceSettings = field(default_factory=PieceSettings)
@@ -242,6 +254,8 @@ OPTIONS: dict[str, str] = {  # short name -> dotted name; the keywords and flags
     "depth": "known.depth",
     "scale_from": "known.scale_from",
     "flow": "flow.method",
+    "points": "heads.points",
+    "tracks": "heads.tracks",
     "align": "alignment.method",
     "focal": "alignment.focal",
     "camera": "alignment.camera",

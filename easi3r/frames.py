@@ -27,7 +27,7 @@ from easi3r.decoding import (
 )
 from easi3r.errors import InputError
 from easi3r.progress import Progress, silent
-from easi3r.structures import Array, Crop, Frames
+from easi3r.structures import Array, Crop, Frames, Preparation
 
 _SQUARE = 224  # checkpoints trained at this size take squares
 _CLOCK_SLACK = 0.0015  # seconds: Matroska rounds its stamps to milliseconds
@@ -39,6 +39,7 @@ def read_frames(
     *,
     patch_size: int,
     trained_size: int,
+    preparation: Preparation | None = None,
     progress: Progress = silent,
 ) -> Frames:
     """Read a clip, choose its frames and bring them to the network's size; only images of that size are kept.
@@ -52,7 +53,7 @@ def read_frames(
     first frame; image i is taken at ``i / fps`` seconds, at i seconds without fps.
 
     ``trained_size`` is the long side in pixels that the checkpoint was trained for, ``patch_size`` the side of a
-    patch; see `plan_crop` for what becomes of a frame.
+    patch; see `plan_crop` for what becomes of a frame, unless the network has a ``preparation`` of its own.
 
     With ``collection`` the images may be of unequal size and orientation: each is brought to the same long side, cut
     to an even number of patches along both, and put in the middle of one canvas (``Frames.boxes``).
@@ -66,6 +67,13 @@ def read_frames(
     images: list[Array] = []
     chosen: list[SourceFrame] = []
     crops: list[Crop] = []
+    cut = apply_crop if preparation is None else preparation.cut
+
+    def plan(size: tuple[int, int]) -> Crop:
+        if preparation is not None:
+            return preparation.plan(size, settings.image_size)
+        return plan_crop(size, settings.image_size, patch_size=step, trained_size=trained_size)
+
     with closing(stream):
         for frame in progress(_select(stream, settings, name), "reading frames"):
             pixels = frame.read()
@@ -76,8 +84,8 @@ def read_frames(
                     "give collection=True (--collection) for photographs of unequal size, or bring all frames to one."
                 )
             alike = next((crop for crop in crops if crop.original == size), None)
-            crop = alike or plan_crop(size, settings.image_size, patch_size=step, trained_size=trained_size)
-            images.append(apply_crop(pixels, crop))
+            crop = alike or plan(size)
+            images.append(cut(pixels, crop))
             chosen.append(frame)
             crops.append(crop)
     boxes = None

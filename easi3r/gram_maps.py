@@ -25,7 +25,7 @@ from easi3r.backbones.interface import Grid
 from easi3r.backbones.vggt import Vggt
 from easi3r.backbones.vggt_sites import observe_patches
 from easi3r.normalise import min_max_per_frame
-from easi3r.structures import Array
+from easi3r.structures import GramMaps
 
 SOURCE_OFFSETS = (-6, -4, -2, 2, 4, 6)  # of the frames whose patches t are, in frames given to the network
 
@@ -48,14 +48,6 @@ FACTORS = (
     Factor("kk_mean_0", "kk", (0,), "mean", inverted=True),
     Factor("qk_std_0", "qk", (0,), "std", inverted=False),
 )
-
-
-@dataclass(frozen=True)
-class GramMaps:
-    """The factors of the method and their product, one value per patch, each [n, h, w] float32."""
-
-    factors: dict[str, Array]  # by name, not normalised
-    dynamic_map: Array  # in [0, 1]; zero for a single frame, of which nothing is known to move
 
 
 class GramStatistics:
@@ -100,13 +92,18 @@ class GramStatistics:
             raise ValueError("No whole forward pass was observed; run one inside capture_grams.")
         return self._maps
 
-    def maps(self) -> GramMaps:
-        """The factors and the dynamic map."""
+    def maps(self, *, nothing_varies: bool = False) -> GramMaps:
+        """The method's five factors, and the dynamic map.
+
+        The latter is zero for a single frame, and where all frames are the same one (``nothing_varies``): a method
+        that asks how much a patch differs from others would call something moving all the same.
+        """
         raw = self.raw_maps()
-        dynamic = dynamic_product(raw, self.factors) if any(self.sources) else torch.zeros_like(raw[0])
-        shaped = raw.unflatten(2, self.grid).cpu().numpy()
+        moves = any(self.sources) and not nothing_varies
+        dynamic = dynamic_product(raw, self.factors) if moves else torch.zeros_like(raw[0])
+        shaped = torch.stack([min_max_per_frame(values) for values in raw]).unflatten(2, self.grid).cpu().numpy()
         factors = {factor.name: values for factor, values in zip(self.factors, shaped, strict=True)}
-        return GramMaps(factors, dynamic.unflatten(1, self.grid).cpu().numpy())
+        return GramMaps(**factors, dynamic_map=dynamic.unflatten(1, self.grid).cpu().numpy())
 
 
 @contextmanager

@@ -49,6 +49,21 @@ def read_known(
     )
 
 
+def check_first_piece(known: Known, piece: range) -> None:
+    """Raise InputError where a long clip's world would be placed only after its first piece."""
+    first = known.part(piece)
+    for name, anywhere, at_once in (
+        ("two poses apart", known.poses_set_the_scale, first.poses_set_the_scale),
+        ("a pose", len(known.posed()) > 0, len(first.posed()) > 0),
+        ("a depth", known.depth_sets_the_scale, first.depth_sets_the_scale),
+    ):
+        if anywhere and not at_once:
+            raise InputError(
+                f"The clip is worked on in pieces, and of the frames 0 to {piece.stop - 1} of the first one, which "
+                f"place the world, {name} must be known if any is; give some of these too, or use larger pieces."
+            )
+
+
 def read_depth(given: Any, frames: Frames) -> Array:
     """z-depth -> [n, H, W] float64 in the network's pixels and the user's unit, NaN where it is not known.
 

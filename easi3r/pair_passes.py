@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from easi3r.attention_maps import AttentionStatistics
 from easi3r.backbones.dust3r import Dust3r, Dust3rConfig
 from easi3r.clock import Clock
-from easi3r.config import Settings
+from easi3r.config import HeadSettings, Settings
 from easi3r.dynamic_masks import cluster_tokens, masks_of
+from easi3r.errors import InputError
 from easi3r.inference import changed_by_cut, empty_predictions, observe_pairs, predict_movers
 from easi3r.passes import Found, Load, Piece
 from easi3r.progress import Progress
@@ -25,9 +26,16 @@ class PairPasses:
     progress: Progress
     clock: Clock
 
-    def settled(self, settings: Settings) -> Settings:
-        """As they are."""
-        return settings
+    def settled(self, settings: Settings, *, masks_only: bool) -> Settings:
+        """``auto`` alignment is the fast one; InputError for what the heads of pairs do not give."""
+        if settings.heads != HeadSettings():
+            raise InputError(
+                "points and tracks choose among the heads of a network that sees all frames at once, but this one sees "
+                "pairs; expected weights of VGGT, or leave them out."
+            )
+        if settings.alignment.method != "auto":
+            return settings
+        return replace(settings, alignment=replace(settings.alignment, method="fast"))
 
     def load(
         self, size: tuple[int, int, int], num_pairs: int, batch_size: int, settings: Settings, *, masks_only: bool
@@ -48,6 +56,7 @@ class PairPasses:
             token_bytes=length * tokens * element * config.enc_embed_dim,
             frame_flops=encoder_flops(config, tokens),
             pass_flops=num_pairs * passes * decoder_flops(config, tokens),
+            at_once=f"{batch_size} pairs",
         )
 
     def look(self, piece: Piece, settings: Settings, *, masks_only: bool) -> Found:

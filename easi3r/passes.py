@@ -14,7 +14,7 @@ from torch import Tensor
 from easi3r.backbones.interface import Backbone
 from easi3r.canvas import Box
 from easi3r.config import Settings
-from easi3r.structures import AlignedCameras, Array, AttentionMaps, DynamicMasks, PairPredictions
+from easi3r.structures import AlignedCameras, Array, DynamicMasks, Maps, PairPredictions, PointTracks
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Piece:
     residual_px: Array | None  # [n, H, W] epipolar residuals, for masks that rest on flow too; None: attention alone
     batch_size: int  # pairs at once
     boxes: tuple[Box, ...] | None = None  # where each image lies, in pixels, if they are of unequal size
+    queries: Array | None = None  # [t, 2] (x, y) pixels of the first frame to follow through all
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Found:
     """What they find.  Of ``predictions`` and ``cameras`` one at most is given, and neither where masks are enough."""
 
     masks: DynamicMasks
-    attention: AttentionMaps
+    attention: Maps
     predictions: PairPredictions | None = None  # of pairs, each in a world of its own: to be aligned
     cameras: AlignedCameras | None = None  # in one world already
+    tracks: PointTracks | None = None  # of the queries
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Load:
     token_bytes: float  # of the encoder, which may be kept on the host
     frame_flops: float  # of a frame that is encoded
     pass_flops: float  # of all passes over the piece, without heads
+    at_once: str  # in words, what goes through it together
 
 
 class Passes(Protocol):
@@ -59,8 +62,8 @@ class Passes(Protocol):
         """Which one."""
         ...
 
-    def settled(self, settings: Settings) -> Settings:
-        """``settings`` with everything that is 'auto' said; InputError for what this network cannot do."""
+    def settled(self, settings: Settings, *, masks_only: bool) -> Settings:
+        """``settings`` with the alignment named that is 'auto'; InputError for what this network cannot do."""
         ...
 
     def load(

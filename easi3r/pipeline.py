@@ -18,13 +18,15 @@ from torch import Tensor
 
 from easi3r._version import __version__
 from easi3r.alignment import align
-from easi3r.backbones.checkpoint import CheckpointInfo
 from easi3r.backbones.dust3r import Dust3r
+from easi3r.backbones.files import CheckpointInfo
 from easi3r.backbones.interface import Backbone
+from easi3r.backbones.vggt import Vggt
 from easi3r.canvas import Box, valid_pixels
 from easi3r.clean import clean_confidence
+from easi3r.clip_passes import ClipPasses
 from easi3r.clock import Clock
-from easi3r.config import Settings
+from easi3r.config import KnownSettings, Settings
 from easi3r.device import is_out_of_memory
 from easi3r.epipolar import epipolar_residual
 from easi3r.errors import InputError
@@ -33,19 +35,21 @@ from easi3r.frames import read_frames
 from easi3r.given_masks import doubt_polarity, read_masks
 from easi3r.inference import encode_frames
 from easi3r.instances import find_instances
-from easi3r.known import read_known
+from easi3r.known import check_first_piece, read_known
 from easi3r.pair_passes import PairPasses
+from easi3r.pair_views import pair_views, starting_at
 from easi3r.pairs import make_pairs
-from easi3r.passes import Passes, Piece
+from easi3r.passes import Found, Passes, Piece
 from easi3r.plan import Plan, make_plan, smaller
 from easi3r.pose_direction import check_direction, pairs_to_check
 from easi3r.precision import choose_dtype, in_precision
 from easi3r.progress import Progress
 from easi3r.quality import measure
+from easi3r.query_pixels import read_queries
 from easi3r.sam2_refinement import Sam2Refiner, load_refiner
 from easi3r.scale import Distance, read_scale, with_distance
 from easi3r.scene import Motion, Scene
-from easi3r.structures import Array, DynamicMasks, Frames, Known
+from easi3r.structures import AlignedCameras, Array, DynamicMasks, Frames, Known, PairFlow
 from easi3r.verdict import judge
 from easi3r.whole import Whole
 
@@ -70,13 +74,17 @@ def run(
     refiner = load_refiner(settings, network.device)  # first, since its extra or its weights may be absent
     network = in_precision(network, choose_dtype(settings.dtype, network))
     passes = passes_of(network, progress, clock)
-    settings = passes.settled(settings.of_collection() if settings.frames.collection else settings)
+    said, settings = (
+        settings,
+        passes.settled(settings.of_collection() if settings.frames.collection else settings, masks_only=masks_only),
+    )
     with clock("frames"):
         frames = read_frames(
             source,
             settings.frames,
             patch_size=network.patch_size,
             trained_size=network.trained_size,
+            preparation=network.preparation,
             progress=progress,
         )
     polarity, warned = settings.motion.mask_polarity, []
@@ -85,9 +93,9 @@ def run(
         logger.warning("%s", doubt)
         warned.append(doubt)
     known, distance = what_is_known(frames, settings, network.device, progress)
-    whole = work_within_memory(
-        Job(passes, settings, progress, clock, masks_only, refiner), frames, Given(given, known, frames.boxes)
-    )
+    queries = None if settings.heads.tracks is None or masks_only else read_queries(settings.heads.tracks, frames)
+    job = Job(passes, settings, progress, clock, masks_only, refiner, queries)
+    whole = work_within_memory(job, frames, Given(given, known, frames.boxes))
     moved: dict[str, Any] = {
         "images": frames.images,
         "dynamic_score": whole.masks.score,
@@ -97,7 +105,7 @@ def run(
         "instances": (instances := whole.instances()),
         "given_masks": None if given is None else given.original,
     }
-    meta = describe(frames, checkpoint, settings, network, clock) | {"pieces": whole.notes, "warnings": warned}
+    meta = describe(frames, checkpoint, said, network, clock) | {"pieces": whole.notes, "warnings": warned}
     meta["moving_share"] = [round(float(share), 6) for share in whole.masks.mask.mean(axis=(1, 2))]
     if refiner is not None:
         meta["sam2"] = refiner.checkpoint.describe()
@@ -119,12 +127,15 @@ def run(
         **moved,
         **vars(cameras),
         valid_mask=frames.valid_mask(),
-        meta=meta | {"scale": "metric" if metric else "up to scale"},
+        tracks=whole.tracks,
+        meta=meta | {"scale": "metric" if metric else "up to scale", "alignment": settings.alignment.method},
     )
 
 
 def passes_of(network: Backbone, progress: Progress, clock: Clock) -> Passes:
     """The kind of passes that ``network`` needs."""
+    if isinstance(network, Vggt):
+        return ClipPasses(network, progress, clock)
     assert isinstance(network, Dust3r)
     return PairPasses(network, progress, clock)
 
@@ -198,13 +209,14 @@ class Job:
     clock: Clock
     masks_only: bool
     refiner: Sam2Refiner | None
+    queries: Array | None = None  # [t, 2] pixels of the first frame to follow
 
     def plan(self, frames: Frames) -> Plan:
         return make_plan(self.passes, frames.images.shape[:3], self.settings, masks_only=self.masks_only)
 
     def work_through(self, frames: Frames, given: Given, plan: Plan) -> Whole:
         """Piece after piece; each frame is encoded once, and what a piece needs is gone before the next begins."""
-        whole = Whole.empty(frames.images.shape[:3], self.passes.network.patch_size, with_cameras=not self.masks_only)
+        whole = Whole.empty(frames.images.shape[:3], with_cameras=not self.masks_only)
         tokens, end = None, 0
         check_first_piece(given.known, plan.pieces[0])
         for piece in plan.pieces:
@@ -235,13 +247,15 @@ class Job:
         settings, progress, n = self.settings, self.progress, len(images)
         pairs = make_pairs(n, settings.pairs)
         with self.clock("flow"):
-            aligns = not self.masks_only and settings.alignment.method != "none" and settings.alignment.flow_weight > 0
+            method, weight = settings.alignment.method, settings.alignment.flow_weight
+            wants_flow = not self.masks_only and method != "none" and weight > 0
             asks = settings.motion.evidence != "attention" and given.masks is None
             follows = settings.motion.instances and (given.masks is None or bool(given.masks.mask.any()))
-            wanted = (aligns or asks or follows) and n > 1
+            wanted = (wants_flow or asks or follows) and n > 1
             flow = estimate_flow(images, pairs, settings.flow, progress, self.passes.network.device) if wanted else None
             residual = epipolar_residual(flow, n, progress) if asks and flow is not None else None
-        seen = Piece(images, tokens, pairs, given.masks, residual, batch_size, given.boxes)
+        queries = self.queries if whole.tracks is None else whole.tracks.coordinates[piece.start]
+        seen = Piece(images, tokens, pairs, given.masks, residual, batch_size, given.boxes, queries)
         found = self.passes.look(seen, settings, masks_only=self.masks_only)
         masks = found.masks
         things = masks.mask  # or ids of what moves apart
@@ -256,46 +270,53 @@ class Job:
         whole.write_motion(masks, found.attention, piece, shared)
         if settings.motion.instances:
             whole.write_instances(things, piece, shared)
-        if found.predictions is None:
+        if self.masks_only:
             return
-        if settings.keep == "dynamic":
+        if found.tracks is not None:
+            whole.write_tracks(found.tracks, piece)
+        if settings.keep == "dynamic" and found.predictions is not None:
             with self.clock("pass for what moves"):
                 self.passes.look_at_movers(seen, masks, found.predictions)
         valid = valid_pixels(images.shape[:3], given.boxes)
         unseen = masks.mask | ~valid  # nothing there is static
+        aligns = found.cameras is None or settings.alignment.method != "none"
         with self.clock("alignment"):
-            known, uses = whole.known_for(given.known, piece, shared, settings)
-            cameras = align(
-                found.predictions,
-                n,
-                settings.alignment,
-                progress,
-                flow=flow if aligns else None,
-                dynamic_mask=unseen,
-                known=known,
-                uses=uses,
-                device=self.passes.network.device,
-            )
+            known, uses = whole.known_for(given.known, piece, shared, settings) if aligns else (Known(), settings.known)
+            cameras = found.cameras
+            if aligns:
+                cameras = self.aligned(found, unseen, pairs, flow if wants_flow else None, known, uses)
+            assert cameras is not None
             cameras.depth[~valid] = 0
             whole.measured.append(measure(cameras, unseen, flow, pairs, start=piece.start))
             confidence = clean_confidence(**vars(cameras), dynamic_mask=unseen, pairs=pairs)
             cameras = dataclasses.replace(cameras, confidence=confidence)
             whole.write_cameras(cameras, piece, shared, ~unseen[:shared], known, uses)
 
+    def aligned(
+        self, found: Found, unseen: Array, pairs: Array, flow: PairFlow | None, known: Known, uses: KnownSettings
+    ) -> AlignedCameras:
+        """One world of what the passes found; cameras that are there already are where the fast solver starts.
 
-def check_first_piece(known: Known, piece: range) -> None:
-    """Raise InputError where a long clip's world would be placed only after its first piece."""
-    first = known.part(piece)
-    for name, anywhere, at_once in (
-        ("two poses apart", known.poses_set_the_scale, first.poses_set_the_scale),
-        ("a pose", len(known.posed()) > 0, len(first.posed()) > 0),
-        ("a depth", known.depth_sets_the_scale, first.depth_sets_the_scale),
-    ):
-        if anywhere and not at_once:
-            raise InputError(
-                f"The clip is worked on in pieces, and of the frames 0 to {piece.stop - 1} of the first one, which "
-                f"place the world, {name} must be known if any is; give some of these too, or use larger pieces."
-            )
+        unseen: [n, H, W] bool, True = the pixel is not static.
+        """
+        predictions = found.predictions
+        if found.cameras is not None:
+            predictions = pair_views(found.cameras, pairs)
+            if self.settings.alignment.method == "fast":
+                shared = self.settings.alignment.shared_focal
+                known, uses = starting_at(found.cameras, known, uses, shared_focal=shared)
+        assert predictions is not None
+        return align(
+            predictions,
+            len(unseen),
+            self.settings.alignment,
+            self.progress,
+            flow=flow,
+            dynamic_mask=unseen,
+            known=known,
+            uses=uses,
+            device=self.passes.network.device,
+        )
 
 
 def describe(
@@ -308,7 +329,7 @@ def describe(
         "crops": [dataclasses.asdict(crop) for crop in frames.crops],
         "settings": settings.as_dict(),
         "seed": settings.seed,
-        "checkpoint": checkpoint.describe(),
+        "checkpoint": checkpoint.describe() | {"network": network.kind},
         "device": str(network.device),
         "dtype": str(network.dtype).removeprefix("torch."),
         "versions": {

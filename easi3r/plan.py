@@ -41,6 +41,7 @@ class Plan:
     host_bytes: float  # 0 where that device is the CPU
     disk_bytes: float
     seconds: float
+    at_once: str  # in words, what goes through the network together
 
     def __str__(self) -> str:
         in_pieces = (
@@ -49,7 +50,7 @@ class Plan:
         host = f" there and {self.host_bytes / GIB:.1f} GiB on the host" if self.host_bytes else ""
         return (
             f"needs about {self.device_bytes / GIB:.1f} GiB of memory{host}, {self.disk_bytes / GIB:.2f} GiB on disk "
-            f"and {_duration(self.seconds)} ({in_pieces}, {self.batch_size} pairs at once)"
+            f"and {_duration(self.seconds)} ({in_pieces}, {self.at_once} at once)"
         )
 
 
@@ -171,8 +172,8 @@ def _costs(
         on_device += load.token_bytes
     disk = DISK_BYTES * pixels * num_frames
     if network.device.type == "cpu":
-        return Plan(pieces, batch_size, on_device + on_host, 0, disk, seconds)
-    return Plan(pieces, batch_size, on_device, on_host, disk, seconds)
+        return Plan(pieces, batch_size, on_device + on_host, 0, disk, seconds, load.at_once)
+    return Plan(pieces, batch_size, on_device, on_host, disk, seconds, load.at_once)
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from easi3r.dynamic_masks import cluster_tokens
 from easi3r.geometry import invert_rigid
+from easi3r.progress import Progress, silent
 from easi3r.structures import Array
 
 NUM_CLUSTERS = 30
@@ -26,7 +27,14 @@ OUTLIER, STATIC = -2, -1  # labels beside the clusters'
 
 
 def refine_masks(
-    images: Array, depth: Array, masks: Array, camera_to_world: Array, intrinsics: Array, *, seed: int = 42
+    images: Array,
+    depth: Array,
+    masks: Array,
+    camera_to_world: Array,
+    intrinsics: Array,
+    *,
+    seed: int = 42,
+    progress: Progress = silent,
 ) -> Array:
     """Take clusters that the cameras explain out of the masks, and outliers of depth; then close small gaps.
 
@@ -34,7 +42,7 @@ def refine_masks(
     camera_to_world: [n, 4, 4], intrinsics: [n, 3, 3] in pixels.  Returns [n, H, W] bool.
     """
     refined = np.zeros(masks.shape, dtype=bool)
-    for frame in range(len(masks)):
+    for frame in progress(range(len(masks)), "masks held against the cameras"):
         points = world_points(depth[frame], camera_to_world[frame], intrinsics[frame])
         labels = label_movers(points, masks[frame], seed)
         losses = cluster_losses(frame, points, labels, images, depth, masks, camera_to_world, intrinsics)

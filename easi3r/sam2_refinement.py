@@ -23,7 +23,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from easi3r.backbones.checkpoint import UNKNOWN_LICENCE, CheckpointInfo, some_of
+from easi3r.backbones.checkpoint import UNKNOWN_LICENCE
+from easi3r.backbones.files import CheckpointInfo, some_of
 from easi3r.config import Sam2Settings, Settings
 from easi3r.errors import CheckpointError, MissingExtraError
 from easi3r.progress import Progress

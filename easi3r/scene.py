@@ -18,7 +18,7 @@ from easi3r.errors import InputError, OutputError
 from easi3r.geometry import depth_edges, transform, unproject
 from easi3r.mask_files import MEANINGS, write_png
 from easi3r.storage import MARKER, whole_folder
-from easi3r.structures import Array, AttentionMaps, Crop, Instances, PackedMasks
+from easi3r.structures import Array, Crop, Instances, Maps, PackedMasks, PointTracks, maps_of
 
 if TYPE_CHECKING:
     from easi3r.original_masks import OriginalMask
@@ -34,7 +34,8 @@ MOTION_CONVENTIONS = {
     "given_mask": "PNG, 255 = moves: masks that were given at the size of the source frames, as they were given",
     "dynamic_score": "0 to 1, higher moves more",
     "instances": "PNG of 16 bits: 0 = static, else which thing it is, the largest is 1; no such folder: not asked for",
-    "attention.npz": "source_mean, source_std, reference_mean, reference_std, dynamic_map: [frames, h, w] tokens, 0..1",
+    "attention.npz": "attention maps, named after the network's method, and dynamic_map, their product: [frames, h, w] "
+    "tokens, 0..1",
     "timestamps": "seconds on the source's clock",
     "report.html": "this result for people: open it in a browser",
 }
@@ -46,6 +47,8 @@ SCENE_CONVENTIONS = MOTION_CONVENTIONS | {
     "depth": "z-depth, not distance; one scale for the whole scene (meta.scale)",
     "confidence": "1 or more, higher is better; no unit",
     "valid_mask": "PNG: 0 = padding of images of unequal size; no such folder: there is no padding",
+    "tracks.npz": "if asked for: where pixels of the first frame are: coordinates [frames, tracks, 2] (x, y) in pixels "
+    "of images/, visibility and confidence [frames, tracks], 0..1",
     "trajectory.txt": "TUM: timestamp tx ty tz qx qy qz qw, camera-to-world, seconds",
 }
 
@@ -69,7 +72,7 @@ class Motion:
     images: Array  # [n, H, W, 3] uint8 RGB, as the network saw them
     dynamic_score: Array  # [n, H, W] float32 in [0, 1]
     dynamic_mask: Array  # [n, H, W] bool, True = moves
-    attention: AttentionMaps
+    attention: Maps
     timestamps: Array  # [n] float64 seconds
     meta: dict[str, Any]
     instances: Instances | None = field(default=None, kw_only=True)  # the things that move, told apart
@@ -181,7 +184,7 @@ class Motion:
     @classmethod
     def _read(cls, folder: Path, num_frames: int) -> dict[str, Any]:
         with np.load(folder / "attention.npz") as stored:
-            attention = AttentionMaps(**{name: stored[name] for name in stored.files})
+            attention = maps_of({name: stored[name] for name in stored.files})
         values: dict[str, Any] = {
             "images": _read_frames(folder / "images", num_frames, "png"),
             "dynamic_mask": _read_frames(folder / "dynamic_mask", num_frames, "png") > 127,
@@ -224,6 +227,7 @@ class Scene(Motion):
     depth: Array  # [n, H, W] float32 z-depth, up to one scale (see meta["scale"])
     confidence: Array  # [n, H, W] float32, >= 1
     valid_mask: Array  # [n, H, W] bool, False on padding
+    tracks: PointTracks | None = None  # of pixels of the first frame, if they were asked for
 
     @property
     def original_intrinsics(self) -> Array:
@@ -312,6 +316,9 @@ class Scene(Motion):
         np.savetxt(folder / "trajectory.txt", self.trajectory(), fmt="%.9f")
         _write_frames(folder / "depth", self.depth)
         _write_frames(folder / "confidence", self.confidence)
+        if self.tracks is not None:
+            tracks: dict[str, Any] = vars(self.tracks)
+            np.savez(folder / "tracks.npz", **tracks)
         if not self.valid_mask.all():
             _write_masks(folder / "valid_mask", self.valid_mask, "255 = part of the image, 0 = padding")
 
@@ -327,6 +334,9 @@ class Scene(Motion):
             if padded
             else np.ones(values["depth"].shape, dtype=bool)
         )
+        if (folder / "tracks.npz").is_file():
+            with np.load(folder / "tracks.npz") as stored:
+                values["tracks"] = PointTracks(**{name: stored[name] for name in stored.files})
         return values
 
 

@@ -6,9 +6,9 @@ Image coordinates are OpenCV's: the centre of the top-left pixel is (0, 0).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,14 @@ class Crop:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """How source frames become a network's images, where it is not as DUSt3R's do."""
+
+    plan: Callable[[tuple[int, int], int | Literal["native"] | None], Crop]  # (width, height), image_size -> Crop
+    cut: Callable[[Array, Crop], Array]  # [H, W, 3] uint8 -> [h, w, 3] uint8
+
+
+@dataclass(frozen=True)
 class Frames:
     """A clip on the patch grid, with the way back to the pixels and the clock of its source."""
 
@@ -90,6 +98,7 @@ class AttentionMaps:
     dynamic_map: Array  # (1 - source_mean) source_std reference_mean (1 - reference_std), min-max per frame
 
     def arrays(self) -> dict[str, Array]:
+        """By name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
@@ -122,6 +131,47 @@ class PackedMasks:
 
     def __iter__(self) -> Iterator[Array]:
         return (self[i] for i in range(len(self)))
+
+
+@dataclass(frozen=True)
+class GramMaps:
+    """The five maps of VGGT4D and their product, one value per token, each [n, h, w] float32 in [0, 1].
+
+    Products of queries (q) and keys (k) of a frame's tokens with those of frames a little before and after it, in some
+    layers (counted from 0) of the attention among all frames; mean or standard deviation; min-max per frame.
+    """
+
+    qq_mean_3_7: Array
+    qq_std_18_19: Array
+    qq_mean_17_21: Array
+    kk_mean_0: Array
+    qk_std_0: Array
+    # (1 - qq_mean_3_7) (1 - qq_std_18_19) qq_mean_17_21 (1 - kk_mean_0) qk_std_0, min-max per frame
+    dynamic_map: Array
+
+    def arrays(self) -> dict[str, Array]:
+        """By name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+Maps = AttentionMaps | GramMaps
+
+
+def maps_of(arrays: Mapping[str, Array]) -> Maps:
+    """The maps of these names; ValueError where no method has such."""
+    for kind in (AttentionMaps, GramMaps):
+        if {field.name for field in fields(kind)} == set(arrays):
+            return kind(**arrays)
+    raise ValueError(f"the attention maps are {', '.join(sorted(arrays))}, which no method here has")
+
+
+@dataclass(frozen=True)
+class PointTracks:
+    """Where t pixels of the first frame are in all n frames."""
+
+    coordinates: Array  # [n, t, 2] float32 (x, y) in pixels of the network images
+    visibility: Array  # [n, t] float32 in [0, 1]
+    confidence: Array  # [n, t] float32 in [0, 1]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from easi3r.alignment import join_piece, later_half
 from easi3r.config import KnownSettings, Settings
 from easi3r.instances import continue_ids, largest_first
 from easi3r.quality import Measurements
-from easi3r.structures import AlignedCameras, Array, AttentionMaps, DynamicMasks, Instances, Known
+from easi3r.structures import AlignedCameras, Array, DynamicMasks, Instances, Known, Maps, PointTracks
 
 
 @dataclass
@@ -19,17 +19,16 @@ class Whole:
     """Arrays of all frames; of the frames that two pieces share, each gives the half that is nearer to its middle."""
 
     masks: DynamicMasks
-    attention: AttentionMaps
     cameras: AlignedCameras | None
+    attention: Maps | None = None  # of the first piece's kind and size
+    tracks: PointTracks | None = None
     notes: list[dict[str, Any]] = field(default_factory=list)  # for ``meta``, one per piece
     measured: list[Measurements] = field(default_factory=list)  # for the verdict, one per piece
     labels: Array | None = None  # [n, H, W] int32 ids of the instances, if they are wanted
 
     @classmethod
-    def empty(cls, size: tuple[int, int, int], patch_size: int, *, with_cameras: bool) -> Whole:
-        n, height, width = size
-        tokens = (n, height // patch_size, width // patch_size)
-        cameras = None
+    def empty(cls, size: tuple[int, int, int], *, with_cameras: bool) -> Whole:
+        n, cameras = size[0], None
         if with_cameras:
             cameras = AlignedCameras(
                 camera_to_world=np.zeros((n, 4, 4), np.float32),
@@ -38,11 +37,16 @@ class Whole:
                 confidence=np.zeros(size, np.float32),
             )
         masks = DynamicMasks(np.zeros(size, np.float32), np.zeros(size, bool), None)
-        return cls(masks, AttentionMaps(*(np.zeros(tokens, np.float32) for _ in range(5))), cameras)
+        return cls(masks, cameras)
 
-    def write_motion(self, masks: DynamicMasks, attention: AttentionMaps, piece: range, shared: int) -> None:
+    def write_motion(self, masks: DynamicMasks, attention: Maps, piece: range, shared: int) -> None:
         target, fresh = later_half(piece, shared)
         self.masks.score[target], self.masks.mask[target] = masks.score[fresh], masks.mask[fresh]
+        if self.attention is None:
+            n = len(self.masks.mask)
+            self.attention = type(attention)(
+                **{name: np.zeros((n, *values.shape[1:]), np.float32) for name, values in attention.arrays().items()}
+            )
         for name, values in attention.arrays().items():
             getattr(self.attention, name)[target] = values[fresh]
         found = masks.threshold
@@ -60,6 +64,15 @@ class Whole:
     def instances(self) -> Instances | None:
         """Of the whole clip, the thing with most pixels first."""
         return None if self.labels is None else Instances.measured(largest_first(self.labels), self.masks.score)
+
+    def write_tracks(self, tracks: PointTracks, piece: range) -> None:
+        """The tracks of a piece; where it begins, they are those of the piece before."""
+        if self.tracks is None:
+            n, t = len(self.masks.mask), tracks.visibility.shape[1]
+            empty = (np.zeros((n, t, *more), np.float32) for more in ((2,), (), ()))
+            self.tracks = PointTracks(*empty)
+        for name, values in vars(tracks).items():
+            getattr(self.tracks, name)[piece.start + (piece.start > 0) : piece.stop] = values[piece.start > 0 :]
 
     def known_for(self, known: Known, piece: range, shared: int, settings: Settings) -> tuple[Known, KnownSettings]:
         """What a piece may rely on: what the user knows of it, and what the pieces before it have found.

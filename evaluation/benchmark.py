@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from easi3r.attention_maps import AttentionStatistics
-from easi3r.backbones.dust3r import Dust3r, Dust3rConfig
+from easi3r.backbones.dust3r import Dust3r, Dust3rConfig, seeing_pairs
 from easi3r.config import PairSettings, Settings
 from easi3r.demo.rendering import render
 from easi3r.demo.worlds import FAMILIES, make_world
@@ -197,7 +197,7 @@ def two_passes(network: Dust3r, images: Array, labels: Array, residual: Array | 
 def precision(checkpoint: str, clips: int, frames: int, dtype: torch.dtype) -> dict[str, float]:
     """Masks and points in low precision against float32 on held-out clips, the clusters of float32 given."""
     model = Easi3R.from_pretrained(checkpoint, device="cpu")
-    exact, rounded = (in_precision(model.network, kind) for kind in (torch.float32, dtype))
+    exact, rounded = (in_precision(seeing_pairs(model.network), kind) for kind in (torch.float32, dtype))
     overlaps: dict[str, list[float]] = {"default": [], "published rule": []}
     errors = []
     for seed in range(CLIP_SEED, CLIP_SEED + clips):
@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def network() -> Dust3r:
         if options.checkpoint:
-            return Easi3R.from_pretrained(options.checkpoint, device=options.device).network
+            return seeing_pairs(Easi3R.from_pretrained(options.checkpoint, device=options.device).network)
         torch.manual_seed(0)
         with device:
             return Dust3r(Dust3rConfig()).requires_grad_(False).eval()

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from easi3r.alignment import align
-from easi3r.backbones.dust3r import Dust3r
+from easi3r.backbones.dust3r import Dust3r, seeing_pairs
 from easi3r.config import Settings
 from easi3r.demo.clip import geometry_errors
 from easi3r.demo.judgement import judge_pairs
@@ -126,7 +126,7 @@ RECONSTRUCTIONS = {  # name: masks that cut the second pass, masks that the alig
 
 def reconstruction_scores(model: Easi3R, clip: Clip) -> dict[str, dict[str, float]]:
     """ATE in percent of the path and AbsRel of the static pixels, for every choice of masks."""
-    network, settings, n = model.network, Settings(), len(clip.images)
+    network, settings, n = seeing_pairs(model.network), Settings(), len(clip.images)
     pairs = make_pairs(n, settings.pairs)
     height, width = clip.images.shape[1:3]
     grid = network.grid_of(height, width)
@@ -190,7 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result: dict[str, Any] = {"checkpoint": options.checkpoint, "family": options.family}
 
     if options.pairs:
-        errors = judge_pairs(model.network, held_out_pairs(FAMILIES[options.family], options.pairs, options.size))
+        errors = judge_pairs(
+            seeing_pairs(model.network), held_out_pairs(FAMILIES[options.family], options.pairs, options.size)
+        )
         result["static pairs"] = dataclasses.asdict(errors)
         print(f"\n{options.pairs} held-out static pairs, family {options.family}")
         for name, value in result["static pairs"].items():
@@ -203,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         clips(options.family, max(options.clips, options.reconstructions), options.frames, options.size)
     ):
         if index < options.clips:
-            signals.append(signal_scores(model.network, clip, twin))
+            signals.append(signal_scores(seeing_pairs(model.network), clip, twin))
             masks.append(mask_scores(model, clip, twin))
         if index < options.reconstructions:
             poses.append(reconstruction_scores(model, clip))

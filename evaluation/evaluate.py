@@ -33,7 +33,17 @@ from evaluation.datasets.sequence import Dataset
 from evaluation.datasets.sequence import Sequence as Clip
 from evaluation.methods import METHODS, Estimate, Method
 from evaluation.protocols import PROTOCOLS, Protocol, score, to_network
-from evaluation.results import Header, Record, file_name, open_run, read_record, write_record, write_tables
+from evaluation.results import (
+    Header,
+    Record,
+    file_name,
+    means,
+    open_run,
+    read_record,
+    write_comparison,
+    write_record,
+    write_tables,
+)
 
 MASKS_ALONE = {"davis"}  # data sets that know neither cameras nor depth: a method need not find them
 logger = logging.getLogger("easi3r.evaluation")
@@ -160,7 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--depth-alignment", choices=get_args(Alignment), help="instead of the protocol's")
     add("--method", choices=list(METHODS), default="easi3r", help="what is scored (default: easi3r)")
     add("--masks-only", action="store_true", help=f"no cameras, no depth; {', '.join(MASKS_ALONE)} never has them")
-    add("--checkpoint", default="demo", help="'demo', a .pth file, a Hugging Face folder or a hub id (default: demo)")
+    add(
+        "--checkpoint",
+        action="append",
+        help="'demo', a file of weights, a folder or a hub id (default: demo); several are shown side by side",
+    )
     add("--sequences", metavar="A,B", help="some of the split's sequences (default: all)")
     add("--out", type=Path, metavar="DIR", help="of records and tables (default: evaluation_results/...)")
     add("--config", metavar="FILE.yaml", help="a YAML file of overrides")
@@ -223,17 +237,43 @@ def _run(options: argparse.Namespace, wrong_usage: Callable[[str], NoReturn]) ->
     protocol = PROTOCOLS[options.protocol]
     if options.depth_alignment is not None:
         protocol = dataclasses.replace(protocol, depth_alignment=options.depth_alignment)
+    kind, checkpoints = METHODS[options.method], options.checkpoint or ["demo"]
+    if len(checkpoints) > 1 and not kind.needs_checkpoint:
+        wrong_usage(f"--method {options.method} has no weights; expected one --checkpoint at most")
+    default = Path("evaluation_results") / "-".join([dataset.name, variant, protocol.name, options.method])
+    folder = default if options.out is None else options.out
+    found, code = {}, 0
+    for number, name in enumerate(checkpoints):
+        own = folder if len(checkpoints) == 1 else folder / f"{number}_{file_name(Path(name).name)}"
+        records = _score(options, settings, dataset, variant, names, protocol, name, own)
+        code |= any(record.reason is not None for record in records)
+        found[f"{number + 1}: {name}"] = means(records, protocol.pooling)
+    if len(checkpoints) > 1:
+        print(write_comparison(folder, found))
+        print(f"wrote {folder.absolute()}: side_by_side.md", file=sys.stderr)
+    return code
+
+
+def _score(
+    options: argparse.Namespace,
+    settings: Settings,
+    dataset: Dataset,
+    variant: str,
+    names: list[str],
+    protocol: Protocol,
+    weights: str,
+    folder: Path,
+) -> list[Record]:
+    """One method with one checkpoint; its table is printed and written."""
     kind, masks_only = METHODS[options.method], options.masks_only or dataset.name in MASKS_ALONE
     model, checkpoint = None, None
     if kind.needs_checkpoint:
         from easi3r.model import Easi3R
 
-        model = Easi3R.from_pretrained(options.checkpoint, device=settings.device)
+        model = Easi3R.from_pretrained(weights, device=settings.device)
         checkpoint = {"name": model.checkpoint.name, "sha256": model.checkpoint.sha256()}
     method = kind.make(settings, masks_only, model)
     header = make_header(dataset, variant, names, protocol, method.name, settings, checkpoint, masks_only)
-    default = Path("evaluation_results") / "-".join([dataset.name, variant, protocol.name, method.name])
-    folder = default if options.out is None else options.out
     done = 0
 
     def report(record: Record, fresh: bool) -> None:
@@ -249,8 +289,7 @@ def _run(options: argparse.Namespace, wrong_usage: Callable[[str], NoReturn]) ->
     print(f"wrote {folder.absolute()}: results.json, results.md and results.csv", file=sys.stderr)
     if failed := sum(record.reason is not None for record in records):
         print(f"evaluation: {failed} of {len(records)} sequences failed; --retry-failed tries again", file=sys.stderr)
-        return 1
-    return 0
+    return records
 
 
 def _settings(options: argparse.Namespace, wrong_usage: Callable[[str], NoReturn]) -> Settings:

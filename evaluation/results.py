@@ -214,6 +214,17 @@ def write_tables(folder: Path, header: Header, protocol: Protocol, records: Sequ
     return text
 
 
+def write_comparison(folder: Path, found: Mapping[str, Mapping[str, Mean]]) -> str:
+    """Write side_by_side.md, a row of means for each name, and return it."""
+    columns = [name for name in COLUMNS if any(name in mean for mean in found.values())]
+    rows = [["checkpoint", *columns]]
+    for name, mean in found.items():
+        rows.append([name, *(rounded(c, mean[c].value) if c in mean else "" for c in columns)])
+    text = "\n".join(markdown_table(rows)) + "\n"
+    _write_text(folder / "side_by_side.md", text)
+    return text
+
+
 def head_lines(header: Header, protocol: Protocol, records: Sequence[Record]) -> dict[str, str]:
     """What stands above every table."""
     said, checkpoint = protocol.describe(header["dataset"]), header["checkpoint"]

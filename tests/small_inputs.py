@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import cv2
@@ -11,8 +12,11 @@ import torch
 from PIL import Image
 
 from easi3r import Easi3R, cli
-from easi3r.backbones.checkpoint import CheckpointInfo
 from easi3r.backbones.dust3r import Dust3r, Dust3rConfig
+from easi3r.backbones.files import CheckpointInfo
+from easi3r.backbones.vggt import Vggt, VggtConfig
+from easi3r.backbones.vggt_heads import DptConfig
+from easi3r.backbones.vggt_tracker import TrackerConfig
 
 QUICK = {"image_size": "native", "alignment.iterations": 3}  # options that keep a reconstruction below half a second
 QUICK_FLAGS = ["--image-size", "native", "--set", "alignment.iterations=3"]
@@ -83,3 +87,30 @@ def run_cli(*arguments):
 def listing(folder):
     """Everything below a folder, hidden files too."""
     return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))
+
+
+def random_vggt_model():
+    """A tiny VGGT with seeded random weights, all heads and all 24 pairs of blocks."""
+    dpt = DptConfig((8, 8, 8, 8), 8, 8, 2)
+    config = VggtConfig(
+        embed_dim=16,
+        num_heads=2,
+        position_side=5,
+        encoder_depth=1,
+        camera_depth=1,
+        depth_head=dpt,
+        point_head=dataclasses.replace(dpt, outputs=4),
+        track_head=TrackerConfig(dataclasses.replace(dpt, outputs=None), 16, 1, 16, 4),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Vggt(config).requires_grad_(False).eval()
+        for name, weight in network.named_parameters():
+            if name.endswith(("token", "tokens", "tracks", "embed")):
+                weight.normal_(std=0.5)
+    network.point_head.scratch.output_conv2[2].bias[:] = torch.tensor([0.0, 0.0, 1.0, 0.0])  # in front of the camera
+    network.camera_head.pose_branch.fc2.weight.mul_(0.1)
+    network.camera_head.pose_branch.fc2.bias[:] = torch.tensor([0, 0, 0, 0, 0, 0, 0.3, 0.2, 0.25])
+    model = Easi3R.__new__(Easi3R)
+    model.network, model.checkpoint = network, CheckpointInfo("random", None, "Apache-2.0")
+    return model

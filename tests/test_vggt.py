@@ -24,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vggt_parity import checkpoint_script, input_of, parity_figures, parity_network, relative
 
 import easi3r.backbones.vggt as vggt_module
+from easi3r.backbones.checkpoint import load_checkpoint
 from easi3r.backbones.vggt import ReadOuts, Vggt, VggtConfig
-from easi3r.backbones.vggt_checkpoint import COMMERCIAL_LICENCE, LICENCE, build_vggt, load_vggt
+from easi3r.backbones.vggt_checkpoint import COMMERCIAL_LICENCE, LICENCE, build_vggt
 from easi3r.backbones.vggt_heads import DptConfig
 from easi3r.backbones.vggt_images import plan_fit, prepare_images
 from easi3r.backbones.vggt_poses import decode_poses, encode_poses
@@ -337,7 +338,7 @@ def assert_same(ours: Vggt, theirs: Vggt) -> None:
 
 def test_the_parity_checkpoint_is_read_whole(tmp_path: Path, network: Vggt) -> None:
     path = write_pt(tmp_path / "model.pt", checkpoint_script().state_dict())
-    loaded, info = load_vggt(path)
+    loaded, info = load_checkpoint(path)
     assert_same(loaded, network)
     assert (info.path, info.licence) == (path, LICENCE)
     names = set(checkpoint_script().state_dict()) - set(loaded.state_dict())
@@ -361,7 +362,7 @@ def test_all_layouts_hold_the_same_network(tmp_path: Path, small: Vggt, layout: 
         path.mkdir()
         save_file(tensors, path / "model.safetensors")
         (path / "config.json").write_text(json.dumps({"embed_dim": 16}))
-    loaded, info = load_vggt(path)
+    loaded, info = load_checkpoint(path)
     assert_same(loaded, build_vggt(tensors, "the tensors"))
     assert info.licence == (COMMERCIAL_LICENCE if layout == "folder" else LICENCE)
     assert info.path.is_file() and info.sha256()
@@ -408,18 +409,18 @@ def test_files_that_are_no_vggt_are_refused(tmp_path: Path, small: Vggt, fails_w
     monkeypatch.chdir(tmp_path)
     torch.save({"aggregator.camera_token": Attack()}, tmp_path / "attack.pt")
     with fails_with(CheckpointError, "attack.pt", "could run code"):
-        load_vggt(tmp_path / "attack.pt")
+        load_checkpoint(tmp_path / "attack.pt")
     assert not Path("attacked").exists()
     with fails_with(CheckpointError, "other.pt", "another model's", "weight"):
-        load_vggt(write_pt(tmp_path / "other.pt", {"weight": torch.ones(2)}))
+        load_checkpoint(write_pt(tmp_path / "other.pt", {"weight": torch.ones(2)}))
     (tmp_path / "cut.pt").write_bytes(write_pt(tmp_path / "a.pt", small.state_dict()).read_bytes()[:5000])
     with fails_with(CheckpointError, "cut.pt", "download"):
-        load_vggt(tmp_path / "cut.pt")
+        load_checkpoint(tmp_path / "cut.pt")
     (tmp_path / "cut.safetensors").write_bytes(b"12345678901")
     with fails_with(CheckpointError, "cut.safetensors", "download"):
-        load_vggt(tmp_path / "cut.safetensors")
+        load_checkpoint(tmp_path / "cut.safetensors")
     with fails_with(CheckpointError, "absent.pt"):
-        load_vggt(tmp_path / "absent.pt")
+        load_checkpoint(tmp_path / "absent.pt")
 
 
 def test_incomplete_and_odd_tensors_are_named(small: Vggt, fails_with) -> None:

@@ -38,7 +38,7 @@ def align(
 
     Frame 0 is the origin, unless poses are known.  Raises InputError for what the method cannot take.
     """
-    if settings.method == "fast":
+    if settings.method in ("auto", "fast"):
         with torch.no_grad():
             return fast.solve(
                 predictions,

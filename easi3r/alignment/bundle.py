@@ -295,7 +295,11 @@ def adjust(problem: Problem, state: State, scatters: Scatters) -> tuple[State, S
         scatters = problem.measured(state, scatters)
         (normal, cost), damping = problem.linearised(state, scatters), 1e-6
         for left in reversed(range(steps_of_round)):
-            steps = normal.solve(problem.free, problem.border_free, damping)
+            try:
+                steps = normal.solve(problem.free, problem.border_free, damping)
+            except np.linalg.LinAlgError:  # pairs that agree to the last digit are surer than this arithmetic
+                damping = max(100 * damping, 1e-4)
+                continue
             tried = state.moved(*steps)
             found, new_cost = problem.linearised(tried, scatters) if left else (normal, problem.cost(tried, scatters))
             if not new_cost <= cost:

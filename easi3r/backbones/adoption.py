@@ -7,14 +7,19 @@ as well: ``with capture_attention(network): network(view1, view2)``.)
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
-from torch import nn
+from torch import Tensor, nn
 
-from easi3r.backbones.checkpoint import UNKNOWN_LICENCE, CheckpointInfo, build_network, some_of
+from easi3r.backbones.checkpoint import UNKNOWN_LICENCE, build_network
 from easi3r.backbones.configuration import parse_config
 from easi3r.backbones.dust3r import Dust3r
+from easi3r.backbones.files import CheckpointInfo, some_of
+from easi3r.backbones.interface import Backbone
+from easi3r.backbones.vggt_checkpoint import LICENCE as VGGT_LICENCE
+from easi3r.backbones.vggt_checkpoint import build_vggt, is_vggt
 from easi3r.errors import CheckpointError, InputError
 
 NEEDED = (
@@ -26,24 +31,26 @@ NEEDED = (
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # DataParallel, torch.compile
 
 
-def adopt_network(network: nn.Module) -> tuple[Dust3r, CheckpointInfo]:
-    """Build a Dust3r on the tensors of a DUSt3R-shaped ``network`` (public names), which stays as it is.
+def adopt_network(network: nn.Module) -> tuple[Backbone, CheckpointInfo]:
+    """Build a Backbone on the tensors of a DUSt3R- or VGGT-shaped ``network`` (public names), which stays as it is.
 
-    Sizes are read from names and shapes; head counts, value ranges and the rotary base from the modules.
+    Sizes are read from names and shapes; DUSt3R's head counts, value ranges and rotary base from the modules.
     Raises InputError for an object of another shape.
     """
     name = f"the given {type(network).__name__}"
     info = CheckpointInfo(name, None, UNKNOWN_LICENCE)
-    if isinstance(network, Dust3r):
+    if isinstance(network, Backbone):
         return network, info
+    tensors = {WRAPPERS.sub("", key): value for key, value in network.state_dict().items()}
     try:
-        return _on_tensors_of(network, name), info
+        if is_vggt(tensors):
+            return build_vggt(tensors, name), dataclasses.replace(info, licence=VGGT_LICENCE)
+        return _on_tensors_of(network, tensors, name), info
     except CheckpointError as error:
         raise InputError(str(error)) from error
 
 
-def _on_tensors_of(network: nn.Module, name: str) -> Dust3r:
-    tensors = {WRAPPERS.sub("", key): value for key, value in network.state_dict().items()}
+def _on_tensors_of(network: nn.Module, tensors: dict[str, Tensor], name: str) -> Dust3r:
     modules = {WRAPPERS.sub("", f"{key}."): value for key, value in network.named_modules()}
     lacking = [key for key in NEEDED if key not in tensors]
     if lacking:
@@ -77,5 +84,5 @@ def _on_tensors_of(network: nn.Module, name: str) -> Dust3r:
     return build_network(parse_config(arguments, name), tensors, name, extras_allowed=True)
 
 
-def _count_blocks(tensors: dict[str, object], prefix: str) -> int:
+def _count_blocks(tensors: dict[str, Tensor], prefix: str) -> int:
     return len({key.split(".")[1] for key in tensors if key.startswith(f"{prefix}.")})

@@ -1,30 +1,26 @@
-"""From files to a network: DUSt3R, MonST3R and MASt3R weights, loaded safely and checked by name.
+"""From files to a network: DUSt3R, MonST3R, MASt3R and VGGT weights, loaded safely and checked by name.
 
-Two layouts exist: ``NAME.pth`` (``{"args": Namespace(model="Class(...)"), "model": tensors}``) and a Hugging Face
-folder (``config.json``, ``model.safetensors``), local or by hub id.  The constructor's text is parsed, never run.
+The kind of network is found from what the file holds.  Two layouts of DUSt3R's family exist: ``NAME.pth`` (``{"args":
+Namespace(model="Class(...)"), "model": tensors}``) and a Hugging Face folder (``config.json``, ``model.safetensors``),
+local or by hub id.  The constructor's text is parsed, never run.  VGGT's: :mod:`easi3r.backbones.vggt_checkpoint`.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
-import pickle
 import re
-import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from easi3r.backbones.configuration import parse_config, parse_constructor
 from easi3r.backbones.dust3r import Dust3r, Dust3rConfig
-from easi3r.backbones.safetensors import read_safetensors
-from easi3r.errors import CheckpointError, MissingExtraError
+from easi3r.backbones.files import CheckpointInfo, Weights, read_config_json, read_weights, some_of
+from easi3r.backbones.interface import Backbone
+from easi3r.backbones.vggt_checkpoint import build_vggt, is_vggt, licence_of_vggt
+from easi3r.errors import CheckpointError
 
 # What a checkpoint may hold that the method never reads: training's mask token, the local features of MASt3R, the
 # second name of four convolutions, and a unit of the coarsest fusion that has no input.
@@ -42,50 +38,35 @@ LICENCES = {  # by a piece of the public names
 UNKNOWN_LICENCE = "unknown: see where you got the weights from"
 
 
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """Where weights came from."""
-
-    name: str  # as given by the user
-    path: Path | None  # the file that holds the tensors; None for a network object
-    licence: str
-
-    def sha256(self) -> str | None:
-        """Hash of the tensor file, None for a network object."""
-        if self.path is None:
-            return None
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-        return digest.hexdigest()
-
-    def describe(self) -> dict[str, str | None]:
-        """For ``meta`` of a result."""
-        return {"name": self.name, "sha256": self.sha256(), "licence": self.licence}
-
-
-def load_checkpoint(name: str | Path) -> tuple[Dust3r, CheckpointInfo]:
-    """Load a ``.pth`` file, a Hugging Face folder or a hub id; the network is in float32 on the CPU.
+def load_checkpoint(name: str | Path) -> tuple[Backbone, CheckpointInfo]:
+    """Load a file, a Hugging Face folder or a hub id of any known network; it is in float32 on the CPU.
 
     Raises CheckpointError for a file that is missing, unsafe, of another model or incomplete, MissingExtraError when
     a package for its format is absent.
     """
-    path, what = Path(name), f"the checkpoint {name}"
-    if path.is_dir():
-        arguments, tensors, file = _read_folder(path)
-    elif path.is_file():
-        arguments, tensors, file = _read_pth(path)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and path.suffix != ".pth" and not path.parent.is_dir():
-        arguments, tensors, file = _read_folder(_download(str(name)))
+    weights, what = read_weights(name), f"the checkpoint {name}"
+    network: Backbone
+    if is_vggt(weights.table):
+        network, licence = build_vggt(weights.table, what), licence_of_vggt(str(name))
     else:
+        arguments, tensors = _dust3r_of(weights)
+        network = build_network(parse_config(arguments, what), tensors, what)
+        licence = str(arguments.get("license") or licence_of(str(name)))
+    return network.float(), CheckpointInfo(str(name), weights.file, licence)
+
+
+def _dust3r_of(weights: Weights) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+    """The constructor's arguments, and the tensors."""
+    table = weights.table
+    if weights.folder is not None:
+        return read_config_json(weights.folder), table
+    if not isinstance(table.get("model"), dict) or "args" not in table:
         raise CheckpointError(
-            f"There is no checkpoint at {str(name)!r}; expected a .pth file, a folder with config.json and "
-            "model.safetensors, or a hub id such as naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt."
+            f"The checkpoint {weights.file} is another model's (it holds {some_of([str(key) for key in table])}); "
+            "expected 'args' and 'model', as in DUSt3R, MonST3R and MASt3R files, or VGGT's tensors."
         )
-    network = build_network(parse_config(arguments, what), tensors, what)
-    licence = arguments.get("license") or licence_of(str(name))
-    return network.float(), CheckpointInfo(str(name), file, str(licence))
+    tensors = {str(k): v for k, v in table["model"].items() if isinstance(v, Tensor)}
+    return parse_constructor(str(getattr(table["args"], "model", table["args"]))), tensors
 
 
 def licence_of(name: str) -> str:
@@ -135,90 +116,3 @@ def normalise_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         prefix = "dec_blocks."
         named |= {"dec_blocks2." + k[len(prefix) :]: v for k, v in named.items() if k.startswith(prefix)}
     return named
-
-
-def _scalar_of(module: str) -> Callable[[np.dtype[Any], bytes], Any]:
-    rebuild: Any = np.float64(0).__reduce__()[0]
-
-    def scalar(dtype: np.dtype[Any], data: bytes) -> Any:
-        return rebuild(dtype, data)
-
-    scalar.__module__, scalar.__qualname__ = module, "scalar"  # the name that torch looks up
-    return scalar
-
-
-# A training file keeps its best score as a NumPy scalar; these few names rebuild one and can do nothing else.
-SAFE_GLOBALS: list[Any] = [
-    argparse.Namespace,
-    *map(_scalar_of, ("numpy.core.multiarray", "numpy._core.multiarray")),  # written by NumPy 1, by NumPy 2
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
-]
-
-
-def _read_pth(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
-    try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged pickle raises nearly anything
-        unsafe = re.search(r"(?:GLOBAL|Trying to call reduce for unrecognized function) (\S+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and unsafe:
-            raise CheckpointError(
-                f"The checkpoint {path} was not loaded, since it holds more than tensors and plain values "
-                f"({unsafe[1]}) and could run code; expected a DUSt3R, MonST3R or MASt3R .pth file."
-            ) from error
-        raise CheckpointError(
-            f"The checkpoint {path} cannot be read ({type(error).__name__}); expected a .pth file written by "
-            "torch.save, so see whether its download was complete."
-        ) from error
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict) or "args" not in content:
-        names = [str(key) for key in content] if isinstance(content, dict) else [type(content).__name__]
-        raise CheckpointError(
-            f"The checkpoint {path} is another model's (it holds {some_of(names)}); expected 'args' and 'model', "
-            "as in DUSt3R, MonST3R and MASt3R files."
-        )
-    tensors = {str(k): v for k, v in content["model"].items() if isinstance(v, Tensor)}
-    return parse_constructor(str(getattr(content["args"], "model", content["args"]))), tensors, path
-
-
-def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
-    config_file, tensor_file = folder / "config.json", folder / "model.safetensors"
-    for file in (config_file, tensor_file):
-        if not file.is_file():
-            raise CheckpointError(
-                f"The folder {folder} has no {file.name}; expected config.json and model.safetensors."
-            )
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{config_file} is not JSON ({error}); expected the constructor's arguments.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{config_file} holds a {type(config).__name__}; expected the constructor's arguments.")
-    try:
-        return config, read_safetensors(tensor_file), tensor_file
-    except (ValueError, OSError) as error:
-        raise CheckpointError(
-            f"{tensor_file} cannot be read as safetensors ({error}); see whether its download was complete."
-        ) from error
-
-
-def _download(hub_id: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise MissingExtraError(
-            f"Fetching {hub_id} needs the package huggingface_hub: pip install 'easi3r[hub]'."
-        ) from error
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=["config.json", "model.safetensors"]))
-    except Exception as error:  # the hub's client raises errors of several libraries: network, authorisation, cache
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"There is no file or folder {hub_id!r}, and fetching it as a hub id failed ({reason[:200].rstrip('.')})."
-        ) from error
-
-
-def some_of(names: list[str]) -> str:
-    """The first three names, and how many more there are."""
-    shown = ", ".join(names[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from easi3r.backbones.heads import HEADS, points_and_confidence
 from easi3r.backbones.interface import Backbone, Gives, Grid
 from easi3r.backbones.layers import LAYER_NORM_EPS, DecoderBlock, EncoderBlock, RotaryTable
+from easi3r.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Dust3r(Backbone):
     """See the module's text; tensor names are those of the public checkpoints."""
 
     config: Dust3rConfig
+    kind = "DUSt3R"
     input_range = -1.0, 1.0
 
     def __init__(self, config: Dust3rConfig) -> None:
@@ -170,6 +172,16 @@ class Dust3r(Backbone):
 
     def _rotary(self, grid: Grid, head_dim: int) -> RotaryTable:
         return _rotary_table(grid, head_dim, self.config.rope_base, self.device)
+
+
+def seeing_pairs(network: Backbone) -> Dust3r:
+    """The network itself; InputError for one that sees more than pairs, where pairs are measured."""
+    if not isinstance(network, Dust3r):
+        raise InputError(
+            f"The weights are {network.kind}'s, which sees all frames at once; expected a network that sees pairs, "
+            "such as DUSt3R."
+        )
+    return network
 
 
 @lru_cache(maxsize=8)

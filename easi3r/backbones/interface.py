@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from easi3r.structures import Array, Crop
+from easi3r.structures import Preparation
 
 Grid = tuple[int, int]  # tokens along y and x
 
@@ -29,14 +28,6 @@ class Gives:
     tracks: bool = False  # of pixels of the first frame
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """How source frames become a network's images, where it is not as DUSt3R's do."""
-
-    plan: Callable[[tuple[int, int], int | Literal["native"] | None], Crop]  # (width, height), image_size -> Crop
-    cut: Callable[[Array, Crop], Array]  # [H, W, 3] uint8 -> [h, w, 3] uint8
-
-
 class Backbone(nn.Module, ABC):
     """A network as loading, precision, encoding and planning see it; its passes over a clip are ``easi3r.passes``'s.
 
@@ -45,6 +36,7 @@ class Backbone(nn.Module, ABC):
     """
 
     config: Any
+    kind: str  # as people call it
     input_range: tuple[float, float]  # what black and white are in the images that ``encode`` takes
     preparation: Preparation | None = None  # of its images; None: as in DUSt3R
 

@@ -8,7 +8,7 @@ a head only for what is wanted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import cast
@@ -27,9 +27,12 @@ from easi3r.backbones.vggt_heads import (
     depth_and_confidence,
     points_and_confidence,
 )
+from easi3r.backbones.vggt_images import apply_crop, plan_image
 from easi3r.backbones.vggt_layers import Block, FrameRotary
 from easi3r.backbones.vggt_tracker import TrackerConfig, TrackHead, Tracks
 from easi3r.errors import InputError
+from easi3r.progress import Progress, silent
+from easi3r.structures import Preparation
 
 LAYERS_READ = (4, 11, 17, 23)  # by the heads, counted from 0
 ROPE_BASE = 100.0
@@ -139,7 +142,9 @@ class Vggt(Backbone):
     """See the module's text; tensor names are those of the public checkpoints."""
 
     config: VggtConfig
+    kind = "VGGT"
     input_range = 0.0, 1.0
+    preparation = Preparation(plan_image, apply_crop)
 
     def __init__(self, config: VggtConfig) -> None:
         super().__init__()
@@ -205,31 +210,39 @@ class Vggt(Backbone):
             ]
         )
 
-    def aggregate(self, tokens: Tensor, grid: Grid, *, layers: tuple[int, ...] = LAYERS_READ) -> ReadOuts:
+    def aggregate(
+        self, tokens: Tensor, grid: Grid, *, layers: tuple[int, ...] = LAYERS_READ, progress: Progress = silent
+    ) -> ReadOuts:
         """Patch tokens [S, h * w, C] of all frames -> what the heads read.  The attention hooks fire here.
 
         layers: those whose output is kept; the last one is enough for ``predict_poses``.
         """
         x, rotary = self.aggregator.with_special_tokens(tokens.to(self.device)), self._rotary(grid)
         kept = []
-        blocks = zip(self.aggregator.frame_blocks, self.aggregator.global_blocks, strict=True)
-        for layer, (within, among) in enumerate(blocks):
+        for layer, (within, among) in enumerate(self._blocks(self.config.depth, progress)):
             alone = within(x, rotary)
             x = among(alone.flatten(0, 1)[None], rotary).view_as(alone)
             if layer in layers:
                 kept.append(torch.cat([alone, x], dim=-1))
         return ReadOuts(tuple(kept), grid)
 
-    def attend(self, tokens: Tensor, grid: Grid, last_layer: int) -> None:
+    def attend(self, tokens: Tensor, grid: Grid, last_layer: int, *, progress: Progress = silent) -> None:
         """As far as the logits of global block ``last_layer`` (from 0), for the attention hooks alone."""
+        if not 0 <= last_layer < self.config.depth:
+            raise ValueError(f"Layer {last_layer} was asked for; this network has layers 0 to {self.config.depth - 1}.")
         x, rotary = self.aggregator.with_special_tokens(tokens.to(self.device)), self._rotary(grid)
-        blocks = zip(self.aggregator.frame_blocks, self.aggregator.global_blocks, strict=True)
-        for layer, (within, among) in enumerate(blocks):
+        for layer, (within, among) in enumerate(self._blocks(last_layer + 1, progress)):
             x = within(x, rotary)
-            if layer == last_layer:
-                return cast(Block, among).meet(x.flatten(0, 1)[None], rotary)
-            x = among(x.flatten(0, 1)[None], rotary).view_as(x)
-        raise ValueError(f"Layer {last_layer} was asked for; this network has layers 0 to {layer}.")
+            if layer < last_layer:
+                x = among(x.flatten(0, 1)[None], rotary).view_as(x)
+        cast(Block, among).meet(x.flatten(0, 1)[None], rotary)
+
+    def _blocks(self, count: int, progress: Progress) -> Iterable[tuple[nn.Module, nn.Module]]:
+        """The first of the pairs of blocks: inside a frame, and among all."""
+        within, among = (
+            list(blocks)[:count] for blocks in (self.aggregator.frame_blocks, self.aggregator.global_blocks)
+        )
+        return progress(list(zip(within, among, strict=True)), "looking at all frames, layer by layer")
 
     def predict_poses(self, read_outs: ReadOuts) -> Tensor:
         """Pose encodings [4, S, 9] float32 of all iterations, the last one best; see ``vggt_poses``."""

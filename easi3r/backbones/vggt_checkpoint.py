@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from easi3r.backbones.checkpoint import CheckpointInfo, some_of
-from easi3r.backbones.safetensors import read_safetensors
+from easi3r.backbones.files import some_of
 from easi3r.backbones.vggt import LAYERS_READ, Vggt, VggtConfig
 from easi3r.backbones.vggt_heads import DptConfig
 from easi3r.backbones.vggt_tracker import TrackerConfig
@@ -27,48 +23,6 @@ LIMIT = 1 << 14  # of every width: far above any network of this family, keeps a
 
 COMMERCIAL_LICENCE = "VGGT License (Meta; commercial use under its acceptable-use policy)"
 LICENCE = "as published by Meta: non-commercial (CC BY-NC 4.0), except for the weights of VGGT-1B-Commercial"
-
-
-def load_vggt(name: str | Path) -> tuple[Vggt, CheckpointInfo]:
-    """Load a ``.pt`` file, a ``.safetensors`` file or a folder with model.safetensors; float32, on the CPU.
-
-    Heads that the file lacks are absent from the network; tensors that are not VGGT's are left out, and logged.
-    Raises CheckpointError for a file that is missing, unsafe, of another model or incomplete.
-    """
-    path = Path(name)
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise CheckpointError(
-            f"There is no checkpoint at {str(file)!r}; expected VGGT's model.pt, or a folder with model.safetensors."
-        )
-    network = build_vggt(read_tensors(file), f"the checkpoint {name}")
-    return network.float(), CheckpointInfo(str(name), file, licence_of_vggt(str(name)))
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Tensors by name, mapped into memory and read as they are used; CheckpointError for a file that holds more."""
-    advice = "so see whether its download was complete"
-    if file.suffix == ".safetensors":
-        try:
-            return read_safetensors(file)
-        except (ValueError, OSError) as error:
-            raise CheckpointError(f"{file} cannot be read as safetensors ({error}), {advice}.") from error
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # a damaged pickle raises nearly anything
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise CheckpointError(
-                f"The checkpoint {file} was not loaded, since it holds more than tensors and could run code; expected "
-                "VGGT's model.pt, a bare table of tensors."
-            ) from error
-        raise CheckpointError(f"The checkpoint {file} cannot be read ({type(error).__name__}), {advice}.") from error
-    if not isinstance(content, dict) or not is_vggt(content):
-        names = [str(key) for key in content] if isinstance(content, dict) else [type(content).__name__]
-        raise CheckpointError(
-            f"The checkpoint {file} is another model's (it holds {some_of(names)}); expected a bare table of VGGT's "
-            "tensors."
-        )
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def is_vggt(names: Mapping[str, object]) -> bool:

@@ -41,6 +41,33 @@ def plan_fit(size: tuple[int, int], fit: Fit = "crop") -> Crop:
     return Crop(size, resized, (0, (resized[1] - rows) // 2), (LONG_SIDE, rows))
 
 
+def plan_image(size: tuple[int, int], image_size: int | Literal["native"] | None) -> Crop:
+    """Decide how a frame of ``size`` (width, height) becomes VGGT's input.
+
+    image_size: None is the published way ("crop" of ``plan_fit``); a number is the long side, of which nothing is cut
+    off; "native" keeps the scale and cuts to whole patches.
+
+    >>> plan_image((720, 1280), None).size, plan_image((720, 1280), 518).size
+    ((518, 518), (294, 518))
+    """
+    if image_size is None:
+        return plan_fit(size)
+    if image_size == "native":
+        width, height = ((side // 2 * 2) // PATCH * PATCH for side in size)
+        resized = size
+    else:
+        resized = width, height = (
+            _in_patches(size[0] * image_size / max(size)),
+            _in_patches(size[1] * image_size / max(size)),
+        )
+    if not (width and height):
+        raise InputError(
+            f"A frame of {size[0]} x {size[1]} px holds no whole patch of {PATCH} x {PATCH} px at image_size "
+            f"{image_size}; choose a larger image_size or other frames."
+        )
+    return Crop(size, resized, (resized[0] // 2 - width // 2, resized[1] // 2 - height // 2), (width, height))
+
+
 def prepare_images(images: Sequence[Array], fit: Fit = "crop") -> tuple[Array, tuple[Crop, ...]]:
     """Images [H, W, 3] RGB or [H, W, 4] RGBA uint8, of any sizes -> [n, H', W', 3] uint8 and how they got there.
 
@@ -51,7 +78,7 @@ def prepare_images(images: Sequence[Array], fit: Fit = "crop") -> tuple[Array, t
     crops = [plan_fit((image.shape[1], image.shape[0]), fit) for image in images]
     width, height = (max(crop.size[axis] for crop in crops) for axis in (0, 1))
     crops = [_padded(crop, width, height) for crop in crops]
-    return np.stack([_apply(image, crop) for image, crop in zip(images, crops, strict=True)]), tuple(crops)
+    return np.stack([apply_crop(image, crop) for image, crop in zip(images, crops, strict=True)]), tuple(crops)
 
 
 def _in_patches(length: float) -> int:
@@ -64,7 +91,7 @@ def _padded(crop: Crop, width: int, height: int) -> Crop:
     return Crop(crop.original, crop.resized, (x, y), (width, height))
 
 
-def _apply(pixels: Array, crop: Crop) -> Array:
+def apply_crop(pixels: Array, crop: Crop) -> Array:
     """Resize, then cut out the crop's window, white where it leaves the image."""
     image = Image.fromarray(pixels)
     if image.mode == "RGBA":

@@ -11,9 +11,39 @@ from easi3r.quality import quantile
 from easi3r.report.markup import tag
 from easi3r.report.pictures import CIVIDIS, MAGMA, VIRIDIS, colour, colour_bar, overlay, picture, sample
 from easi3r.scene import Motion, Scene
-from easi3r.structures import Array
+from easi3r.structures import Array, AttentionMaps
 
 STRIP_FRAMES, ATTENTION_FRAMES = 8, 4
+
+# Name of a map -> what it is in the product; and what the maps are.  Of networks that see pairs:
+PAIR_COLUMNS = {
+    "source_mean": "factor 1 - map",
+    "source_std": "times the map",
+    "reference_mean": "times the map",
+    "reference_std": "times 1 - map",
+    "dynamic_map": "= the product",
+}
+PAIR_NOTE = (
+    "How strongly other frames attend to each token of a frame, averaged over its pairs (mean) and how much that "
+    "varies (std), when it is the source and when it is the reference of a pair. What moves is attended to little "
+    "as a source, steadily as a reference, and unevenly from pair to pair; so the product of the four finds it, "
+    "before clustering and threshold make the mask."
+)
+# Of networks that see all frames at once:
+GRAM_COLUMNS = {
+    "qq_mean_3_7": "factor 1 - map",
+    "qq_std_18_19": "times 1 - map",
+    "qq_mean_17_21": "times the map",
+    "kk_mean_0": "times 1 - map",
+    "qk_std_0": "times the map",
+    "dynamic_map": "= the product",
+}
+GRAM_NOTE = (
+    "How like the queries (q) and keys (k) of each token are to those of frames a little before and after, in some "
+    "layers (counted from 0) of the attention among all frames: the mean over the other frames' tokens, and how much "
+    "it varies among them (std). The product of the five finds what moves, before clustering and threshold make the "
+    "mask."
+)
 
 
 def film_strip(result: Motion) -> Element:
@@ -66,16 +96,12 @@ def strip_row(name: str, note: str, colour_map: int | None, cells: Sequence[Elem
 
 
 def attention_figure(result: Motion) -> Element:
-    """The four attention maps and their product, for a few frames: the figure of the paper, of one's own clip."""
+    """The attention maps and their product, for a few frames: the figure of the paper, of one's own clip."""
     frames = sample(result.num_frames, ATTENTION_FRAMES)
     maps = result.attention.arrays()
-    columns = {  # name of the map -> what it is in the product
-        "source_mean": "factor 1 - map",
-        "source_std": "times the map",
-        "reference_mean": "times the map",
-        "reference_std": "times 1 - map",
-        "dynamic_map": "= the product",
-    }
+    columns, note = (
+        (PAIR_COLUMNS, PAIR_NOTE) if isinstance(result.attention, AttentionMaps) else (GRAM_COLUMNS, GRAM_NOTE)
+    )
     heads = [tag("th", scope="col"), tag("th", "image", scope="col")]
     heads += [tag("th", m.replace("_", " "), tag("small", what), scope="col") for m, what in columns.items()]
     heads.append(tag("th", "dynamic mask", scope="col"))
@@ -86,14 +112,12 @@ def attention_figure(result: Motion) -> Element:
         cells.append(picture(overlay(result.images[i], result.dynamic_mask[i]), f"dynamic mask of frame {i}"))
         rows.append(tag("tr", tag("th", f"frame {i}", scope="row"), *(tag("td", cell) for cell in cells)))
     table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="strip attention")
-    notes = [
-        "How strongly other frames attend to each token of a frame, averaged over its pairs (mean) and how much that "
-        "varies (std), when it is the source and when it is the reference of a pair. What moves is attended to little "
-        "as a source, steadily as a reference, and unevenly from pair to pair; so the product of the four finds it, "
-        "before clustering and threshold make the mask. Each map runs from 0 (dark) to 1 (bright)."
-    ]
-    if result.num_frames and not (maps["source_std"].any() or maps["reference_std"].any()):
+    notes = [f"{note} Each map runs from 0 (dark) to 1 (bright)."]
+    spread = [values for name, values in maps.items() if name.endswith("_std")]
+    if result.num_frames and spread and not any(values.any() for values in spread):
         notes.append("The std maps are 0: every frame was seen in fewer than two pairs, and nothing varies.")
+    elif result.num_frames and not maps["dynamic_map"].any():
+        notes.append("The product is 0: there is one frame, or all are the same picture, so nothing is said to move.")
     return tag(
         "section",
         tag("h2", "Why it is called moving: attention"),

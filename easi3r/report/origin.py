@@ -14,7 +14,7 @@ from easi3r.scene import Motion
 
 SHOWN = {  # keys of ``meta`` that have a place of their own
     *("quality", "settings", "checkpoint", "versions", "timings_s", "pieces", "scale", "source", "names", "crops"),
-    *("device", "dtype", "seed"),
+    *("device", "dtype", "seed", "alignment"),
 }
 
 
@@ -53,7 +53,11 @@ def sources(result: Motion) -> dict[str, str]:
         facts["pieces" if len(pieces) > 1 else "masks"] = "; ".join(piece_words(piece) for piece in pieces)
     if warnings := meta.get("warnings"):
         facts["warnings"] = " ".join(warnings)
+    if "alignment" in meta:
+        facts["alignment"] = str(meta["alignment"])
     if checkpoint := meta.get("checkpoint"):
+        if "network" in checkpoint:
+            facts["network"] = str(checkpoint["network"])
         facts["weights"] = str(checkpoint.get("name"))
         facts["their SHA-256"] = str(checkpoint.get("sha256") or "unknown: a network object, not a file")
         facts["their licence"] = str(checkpoint.get("licence"))
