@@ -48,8 +48,8 @@ class ClipPasses:
         """
         if settings.frames.collection:
             raise InputError(
-                "collection was asked for, but this network sees all images at once, at one size; bring them to one size, "
-                "or give weights of DUSt3R or MonST3R."
+                "collection was asked for, but this network sees all images at once, at one size; bring them to one "
+                "size, or give weights of DUSt3R or MonST3R."
             )
         if masks_only:
             return settings

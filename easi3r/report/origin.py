@@ -14,7 +14,7 @@ from easi3r.scene import Motion
 
 SHOWN = {  # keys of ``meta`` that have a place of their own
     *("quality", "settings", "checkpoint", "versions", "timings_s", "pieces", "scale", "source", "names", "crops"),
-    *("device", "dtype", "seed", "alignment"),
+    *("device", "dtype", "seed", "alignment", "warnings", "moving_share"),
 }
 
 
