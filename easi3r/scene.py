@@ -252,7 +252,7 @@ class Scene(Motion):
         min_confidence: pixels below are left out; 1 keeps everything.  Padding is always left out.
         edges: False leaves out pixels on depth edges, where floaters arise; exports do.
         """
-        keep = keep or self.keep
+        keep = self.keep if keep is None else keep
         if keep not in ("all", "static", "dynamic"):
             raise InputError(f"keep is {keep!r}; expected 'all', 'static' or 'dynamic'.")
         index = self._frame_indices(frames)

@@ -80,7 +80,7 @@ def shown_points(
     """
     if max_points < 1:
         raise InputError(f"max_points is {max_points}; expected a whole number from 1 on.")
-    if (keep := keep or scene.keep) not in ("all", "static", "dynamic"):
+    if (keep := scene.keep if keep is None else keep) not in ("all", "static", "dynamic"):
         raise InputError(f"keep is {keep!r}; expected 'all', 'static' or 'dynamic'.")
     known = _known_pixels(scene, progress)
     moves = known & scene.dynamic_mask & (keep != "static")
