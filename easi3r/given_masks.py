@@ -12,6 +12,7 @@ from easi3r.decoding import natural_key, read_image
 from easi3r.errors import InputError
 from easi3r.given_arrays import to_network
 from easi3r.structures import Array, Crop, DynamicMasks, Frames
+from easi3r.untrusted import list_folder
 
 NONE = "none"
 
@@ -54,7 +55,7 @@ def _check_array(given: Any) -> Array:
 def _read_folder(folder: Path) -> list[Array]:
     if not folder.is_dir():
         raise InputError(f"masks is {str(folder)!r}; expected an array, a folder of PNG files, or 'none'.")
-    paths = [path for path in folder.iterdir() if path.suffix.lower() == ".png" and not path.name.startswith(".")]
+    paths = list_folder(folder, {".png"})
     if not paths:
         raise InputError(f"The folder of masks {folder} holds no PNG file; expected one per frame, 255 = moves.")
     return [read_image(path).max(axis=2) for path in sorted(paths, key=natural_key)]

@@ -6,7 +6,8 @@ import json
 import reprlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -14,16 +15,20 @@ import imageio.v3 as iio
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from easi3r.array_files import read_npy, read_npz
 from easi3r.errors import InputError, OutputError
 from easi3r.geometry import depth_edges, transform, unproject
+from easi3r.saved_meta import check_meta
 from easi3r.storage import MARKER, whole_folder
 from easi3r.structures import Array, AttentionMaps, Crop
+from easi3r.untrusted import check_inside, open_image, read_bytes
 
 if TYPE_CHECKING:
     from easi3r.viewer.live import Viewer
 
 Keep = Literal["all", "static", "dynamic"]
 FORMAT_VERSION = 1
+MAX_HEADER = 1 << 28  # bytes of scene.json: names and crops of a million frames
 
 MOTION_CONVENTIONS = {
     "images": "PNG, RGB: the frames as the network saw them; meta.crops says how each source frame was resized and cut",
@@ -93,11 +98,14 @@ class Motion:
         if not (folder / MARKER).is_file():
             raise OutputError(f"There is no saved result at {path}; expected a folder with {MARKER}.")
         try:
-            header = json.loads((folder / MARKER).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            check_inside(folder / MARKER, folder)
+            header = json.loads(read_bytes(folder / MARKER, MAX_HEADER), parse_constant=_refuse_constant)
             kind, version, meta = header["kind"], int(header["format_version"]), dict(header["meta"])
             if kind == cls.kind and version <= FORMAT_VERSION:
                 result = cls(**cls._read(folder, header["num_frames"]), meta=meta)
                 result._check_shapes()
+                result._check_values()
+                check_meta(meta, result.num_frames)
                 return result
         except Exception as error:  # damaged files make the readers of JSON, npz, npy and PNG raise a dozen types
             reason = " ".join(str(error).split())[:160]
@@ -117,6 +125,15 @@ class Motion:
         for name, expected in self._shapes().items():
             if (found := getattr(self, name).shape) != expected:
                 raise ValueError(f"{name} is {list(found)} where {list(expected)} was expected")
+
+    def _check_values(self) -> None:
+        """What would make programs that read this fail later; numbers of pixels may be anything."""
+        if self.images.dtype != np.uint8 or not np.isfinite(self.timestamps).all():
+            raise ValueError("its images are no uint8, or its timestamps not finite")
+        if len(shapes := {values.shape for values in self.attention.arrays().values()}) != 1:
+            raise ValueError(f"its attention maps are of the shapes {sorted(shapes)}")
+        if (shape := shapes.pop())[:1] != self.images.shape[:1] or len(shape) != 3 or 0 in shape:
+            raise ValueError(f"its attention maps are of the shape {list(shape)}")
 
     def _write(self, folder: Path) -> None:
         header = {
@@ -141,17 +158,18 @@ class Motion:
 
     @classmethod
     def _read(cls, folder: Path, num_frames: int) -> dict[str, Any]:
-        with np.load(folder / "attention.npz") as stored:
-            attention = AttentionMaps(**{name: stored[name] for name in stored.files})
+        # first what is as large as its file: it says how large the pictures may be that are small files
+        score = _read_frames(folder / "dynamic_score", num_frames)
+        size = score.shape[1:]
+        maps = [field.name for field in fields(AttentionMaps)]
         values = {
-            "images": _read_frames(folder / "images", num_frames, "png"),
-            "dynamic_mask": _read_frames(folder / "dynamic_mask", num_frames, "png") > 127,
-            "dynamic_score": _read_frames(folder / "dynamic_score", num_frames, "npy"),
-            "attention": attention,
+            "images": _read_frames(folder / "images", num_frames, size),
+            "dynamic_mask": _read_frames(folder / "dynamic_mask", num_frames, size) > 127,
+            "dynamic_score": score,
+            "attention": AttentionMaps(**_read_arrays(folder / "attention.npz", maps)),
         }
         if cls is Motion:
-            with np.load(folder / "timestamps.npz") as stored:
-                values["timestamps"] = stored["timestamps"]
+            values |= _read_arrays(folder / "timestamps.npz", ["timestamps"])
         return values
 
 
@@ -258,6 +276,17 @@ class Scene(Motion):
         cameras = {"camera_to_world": (*pixels[:1], 4, 4), "intrinsics": (*pixels[:1], 3, 3)}
         return super()._shapes() | cameras | dict.fromkeys(("depth", "confidence", "valid_mask"), pixels)
 
+    def _check_values(self) -> None:
+        super()._check_values()
+        rotation, focal = self.camera_to_world[:, :3, :3], self.intrinsics[:, [0, 1], [0, 1]]
+        if not (np.isfinite(self.camera_to_world).all() and np.isfinite(self.intrinsics).all() and (focal > 0).all()):
+            raise ValueError("its cameras are not finite, or a focal length is not above 0")
+        if (
+            np.abs(rotation @ np.swapaxes(rotation, 1, 2) - np.eye(3)).max() > 0.01
+            or (np.linalg.det(rotation) < 0).any()
+        ):
+            raise ValueError("a rotation of its cameras is none")
+
     def _write(self, folder: Path) -> None:
         super()._write(folder)
         np.savez(
@@ -276,12 +305,11 @@ class Scene(Motion):
     @classmethod
     def _read(cls, folder: Path, num_frames: int) -> dict[str, Any]:
         values = super()._read(folder, num_frames)
-        with np.load(folder / "cameras.npz") as stored:
-            values |= {name: stored[name] for name in ("camera_to_world", "intrinsics", "timestamps")}
-        values |= {name: _read_frames(folder / name, num_frames, "npy") for name in ("depth", "confidence")}
+        values |= _read_arrays(folder / "cameras.npz", ["camera_to_world", "intrinsics", "timestamps"])
+        values |= {name: _read_frames(folder / name, num_frames) for name in ("depth", "confidence")}
         padded = (folder / "valid_mask").is_dir()
         values["valid_mask"] = (
-            _read_frames(folder / "valid_mask", num_frames, "png") > 127
+            _read_frames(folder / "valid_mask", num_frames, values["depth"].shape[1:]) > 127
             if padded
             else np.ones(values["depth"].shape, dtype=bool)
         )
@@ -298,17 +326,35 @@ def _write_frames(folder: Path, frames: Array) -> None:
             np.save(folder / f"frame_{i:05d}.npy", frame)
 
 
-def _read_frames(folder: Path, num_frames: int, suffix: str) -> Array:
+def _read_frames(folder: Path, num_frames: int, size: tuple[int, ...] | None = None) -> Array:
+    """One file per frame: PNG of ``size`` (height, width), or npy if that is None."""
+    suffix = "npy" if size is None else "png"
+    check_inside(folder, folder.parent)
     found = len(list(folder.glob(f"frame_*.{suffix}")))
     if found != num_frames:  # asked first, lest a damaged number of frames fill the memory
         raise ValueError(f"{folder.name} holds {found} frames where {num_frames!r} were expected")
     paths = [folder / f"frame_{i:05d}.{suffix}" for i in range(num_frames)]
     with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
-        return np.stack(list(pool.map(_read_frame, paths)))
+        return np.stack(list(pool.map(partial(_read_frame, size=size), paths)))
 
 
-def _read_frame(path: Path) -> Array:
-    return np.asarray(iio.imread(path, plugin="pillow") if path.suffix == ".png" else np.load(path))
+def _read_frame(path: Path, size: tuple[int, ...] | None) -> Array:
+    check_inside(path, path.parents[1])
+    if size is None:
+        return read_npy(path)
+    with open_image(path) as image:
+        if image.size[::-1] != size or image.mode not in ("L", "RGB"):
+            raise ValueError(f"{path.name} is {image.size[0]} x {image.size[1]} px, {image.mode}")
+        return np.asarray(image)
+
+
+def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
+    """All of ``names`` in an npz file."""
+    check_inside(path, path.parent)
+    arrays = read_npz(path, names)
+    if missing := [name for name in names if name not in arrays]:
+        raise ValueError(f"{path.name} lacks {', '.join(missing)}")
+    return arrays
 
 
 def _refuse_constant(name: str) -> None:
