@@ -191,7 +191,14 @@ class Scene(Motion):
 
     @property
     def original_intrinsics(self) -> Array:
-        """[n, 3, 3] float32: K in pixels of the source frames, before resizing and cropping."""
+        """[n, 3, 3] float32: K in pixels of the source frames, before resizing and cropping.
+
+        Raises InputError where ``meta["crops"]`` does not say how.
+        """
+        if len(self.meta.get("crops") or ()) != self.num_frames:
+            raise InputError(
+                "meta['crops'] does not say how each source frame was cut, so their intrinsics are unknown."
+            )
         crops = [Crop(**{name: tuple(size) for name, size in crop.items()}) for crop in self.meta["crops"]]
         return np.stack([crop.to_original(k) for crop, k in zip(crops, self.intrinsics, strict=True)]).astype(
             np.float32

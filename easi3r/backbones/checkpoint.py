@@ -11,7 +11,6 @@ import hashlib
 import json
 import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,10 @@ from torch import Tensor
 
 from easi3r.backbones.configuration import parse_config, parse_constructor
 from easi3r.backbones.dust3r import Dust3r, Dust3rConfig
+from easi3r.backbones.pickled import load_pickled, tensors_of, text_keys
 from easi3r.backbones.safetensors import read_safetensors
 from easi3r.errors import CheckpointError, MissingExtraError
+from easi3r.untrusted import read_bytes
 
 # What a checkpoint may hold that the method never reads: training's mask token, the local features of MASt3R, the
 # second name of four convolutions, and a unit of the coarsest fusion that has no input.
@@ -39,6 +40,7 @@ LICENCES = {  # by a piece of the public names
     "mast3r": "CC BY-NC-SA 4.0 (non-commercial; Naver, and the terms of its training data)",
     "monst3r": "CC BY-NC-SA 4.0 (non-commercial; as published by its authors)",
 }
+MAX_CONFIG = 1 << 20  # bytes of config.json
 UNKNOWN_LICENCE = "unknown: see where you got the weights from"
 
 
@@ -80,8 +82,9 @@ def load_checkpoint(name: str | Path) -> tuple[Dust3r, CheckpointInfo]:
             "model.safetensors, or a hub id such as naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt."
         )
     network = build_network(parse_config(arguments, what), tensors, what)
-    licence = arguments.get("license") or licence_of(str(name))
-    return network.float(), CheckpointInfo(str(name), file, str(licence))
+    said = arguments.get("license")
+    licence = " ".join(said.split())[:200] if isinstance(said, str) else ""
+    return network.float(), CheckpointInfo(str(name), file, licence or licence_of(str(name)))
 
 
 def licence_of(name: str) -> str:
@@ -154,8 +157,7 @@ SAFE_GLOBALS: list[Any] = [
 
 def _read_pth(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
     try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = load_pickled(path, SAFE_GLOBALS)
     except Exception as error:  # a damaged pickle raises nearly anything
         unsafe = re.search(r"(?:GLOBAL|Trying to call reduce for unrecognized function) (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and unsafe:
@@ -163,18 +165,25 @@ def _read_pth(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
                 f"The checkpoint {path} was not loaded, since it holds more than tensors and plain values "
                 f"({unsafe[1]}) and could run code; expected a DUSt3R, MonST3R or MASt3R .pth file."
             ) from error
-        raise CheckpointError(
-            f"The checkpoint {path} cannot be read ({type(error).__name__}); expected a .pth file written by "
-            "torch.save, so see whether its download was complete."
-        ) from error
+        raise CheckpointError(_unreadable(path, type(error).__name__)) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict) or "args" not in content:
-        names = [str(key) for key in content] if isinstance(content, dict) else [type(content).__name__]
         raise CheckpointError(
-            f"The checkpoint {path} is another model's (it holds {some_of(names)}); expected 'args' and 'model', "
-            "as in DUSt3R, MonST3R and MASt3R files."
+            f"The checkpoint {path} is another model's (it holds {some_of(text_keys(content))}); expected 'args' and "
+            "'model', as in DUSt3R, MonST3R and MASt3R files."
         )
-    tensors = {str(k): v for k, v in content["model"].items() if isinstance(v, Tensor)}
-    return parse_constructor(str(getattr(content["args"], "model", content["args"]))), tensors, path
+    constructor = getattr(content["args"], "model", content["args"])
+    try:
+        tensors = tensors_of(content["model"], path.stat().st_size)
+    except ValueError as error:
+        raise CheckpointError(_unreadable(path, str(error))) from error
+    return parse_constructor(constructor if isinstance(constructor, str) else type(constructor).__name__), tensors, path
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    return (
+        f"The checkpoint {path} cannot be read ({reason}); expected a .pth file written by torch.save, so see whether "
+        "its download was complete."
+    )
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
@@ -185,9 +194,11 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]
                 f"The folder {folder} has no {file.name}; expected config.json and model.safetensors."
             )
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config = json.loads(read_bytes(config_file, MAX_CONFIG))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{config_file} is not JSON ({error}); expected the constructor's arguments.") from error
+        raise CheckpointError(
+            f"{config_file} is not JSON ({str(error)[:120]}); expected the constructor's arguments."
+        ) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{config_file} holds a {type(config).__name__}; expected the constructor's arguments.")
     try:
@@ -216,5 +227,5 @@ def _download(hub_id: str) -> Path:
 
 def some_of(names: list[str]) -> str:
     """The first three names, and how many more there are."""
-    shown = ", ".join(names[:3])
+    shown = ", ".join(name[:100] for name in names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from easi3r.backbones.checkpoint import CheckpointInfo, some_of
+from easi3r.backbones.pickled import load_pickled, tensors_of, text_keys
 from easi3r.backbones.safetensors import read_safetensors
 from easi3r.backbones.vggt import LAYERS_READ, Vggt, VggtConfig
 from easi3r.backbones.vggt_heads import DptConfig
@@ -54,7 +54,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{file} cannot be read as safetensors ({error}), {advice}.") from error
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        content = load_pickled(file)
     except Exception as error:  # a damaged pickle raises nearly anything
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise CheckpointError(
@@ -63,12 +63,14 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             ) from error
         raise CheckpointError(f"The checkpoint {file} cannot be read ({type(error).__name__}), {advice}.") from error
     if not isinstance(content, dict) or not is_vggt(content):
-        names = [str(key) for key in content] if isinstance(content, dict) else [type(content).__name__]
         raise CheckpointError(
-            f"The checkpoint {file} is another model's (it holds {some_of(names)}); expected a bare table of VGGT's "
-            "tensors."
+            f"The checkpoint {file} is another model's (it holds {some_of(text_keys(content))}); expected a bare table "
+            "of VGGT's tensors."
         )
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    try:
+        return tensors_of(content, file.stat().st_size)
+    except ValueError as error:
+        raise CheckpointError(f"The checkpoint {file} cannot be read ({error}), {advice}.") from error
 
 
 def is_vggt(names: Mapping[str, object]) -> bool:

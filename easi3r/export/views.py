@@ -15,6 +15,7 @@ import numpy as np
 from easi3r.decoding import VIDEO_SUFFIXES, read_image, video_stream
 from easi3r.errors import InputError
 from easi3r.structures import Array, Crop
+from easi3r.untrusted import leads_outside
 
 if TYPE_CHECKING:
     from easi3r.scene import Scene
@@ -69,7 +70,7 @@ def write_png(path: Path, pixels: Array) -> None:
 
 
 def _crops(scene: Scene) -> list[Crop]:
-    if "crops" not in scene.meta:
+    if not scene.meta.get("crops"):
         raise InputError("meta['crops'] is missing, so nothing is known of source frames; leave out original_images.")
     return [Crop(**{name: tuple(size) for name, size in crop.items()}) for crop in scene.meta["crops"]]
 
@@ -82,9 +83,9 @@ def _to_source(pixels: Array, crop: Crop) -> Array:
 
 def _source_images(scene: Scene) -> Iterator[Array]:
     """[h, w, 3] uint8 RGB of the source, frame after frame."""
-    source, names = Path(scene.meta.get("source", "")), scene.meta.get("names", [])
+    source, names = Path(scene.meta.get("source") or ""), scene.meta.get("names") or []
     advice = "restore it, or export without original_images"
-    if scene.meta.get("source", "array") == "array" or len(names) != scene.num_frames:
+    if str(source) in (".", "array") or len(names) != scene.num_frames:
         raise InputError(
             "The scene was made from an array, so it has no source frames; export without original_images."
         )
@@ -124,6 +125,8 @@ def _video_images(source: Path, names: list[str]) -> Iterator[Array]:
 def _file_images(source: Path, names: list[str]) -> Iterator[Array]:
     for name in names:
         path = source / name if source.is_dir() else source
+        if path.is_symlink() and path != source and leads_outside(path, source):
+            raise InputError(f"{path} is a link out of {source} now; put the file itself there.")
         if not path.exists():  # or the images came from several folders, of which only the first is on record
             return
         yield read_image(path)
