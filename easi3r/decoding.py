@@ -87,6 +87,8 @@ def read_image(path: Path) -> Array:
 
 
 def _read_deep_image(path: Path) -> Array:
+    with open_image(path) as image:
+        image.verify()  # the sums of a PNG, which Pillow does not look at and OpenCV's library prints complaints about
     with _quiet_opencv():  # decoding from memory: OpenCV's own file access knows no Unicode paths on Windows
         pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if pixels is None:

@@ -1,4 +1,4 @@
-"""Inputs made to harm: each writes what it needs below a folder and returns arguments and pieces of the one sentence."""
+"""Inputs made to harm: each writes what it needs into a folder and returns arguments and pieces of the one sentence."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def video_of_absurd_size(ground: Ground) -> tuple[list[Any], list[Any]]:
     gif = b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0) + bytes(6)
     gif += b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02\x44\x01\x00;"
     (ground.folder / "clip.gif").write_bytes(gif)
-    return run(ground, source=ground.folder / "clip.gif"), ["clip.gif", "video"]
+    return run(ground, source=ground.folder / "clip.gif"), ["clip.gif", "get a whole copy"]
 
 
 def name_of_many_kinds(ground: Ground) -> tuple[list[Any], list[Any]]:
@@ -358,8 +358,8 @@ HOSTILE: dict[str, Hostile] = {
     "number of 10000 digits": config_of("seed: 0x" + "f" * 10_000, "seed is a number of more than 38 digits"),
     "whole number beyond counting": config_of("stride: 100000000000000000000", "frames.stride", "2147483647"),
     "rate next to nothing": config_of("fps: 1.0e-320", "frames.fps", "from 1e-12"),
-    "name of 30000 letters": config_of("x" * 30_000 + ": 1", "is not an option"),
-    "name that is a number of 9000 digits": config_of("0x" + "f" * 9000 + ": 1", "is not an option"),
+    "name of 30000 letters": config_of("? " + "x" * 30_000 + "\n: 1", "is not an option"),
+    "name that is a number of 9000 digits": config_of("? 0x" + "f" * 9000 + "\n: 1", "is not an option"),
     "configuration that is a pipe": config_that_is_a_pipe,
     "configuration that never ends": config_without_end,
     # arrays and tables
@@ -390,10 +390,14 @@ HOSTILE: dict[str, Hostile] = {
     ),
     "tensor without numbers": checkpoint_of(with_tensor(lambda t: t.to("meta")), "on meta"),
     "sparse tensor": checkpoint_of(with_tensor(lambda t: t.to_sparse()), "cannot be read"),
-    "constructor of 2^60 lists": checkpoint_of(lambda g: {"args": nested_lists(), "model": {}}, ", which is another"),
+    "constructor of 2^60 lists": checkpoint_of(
+        lambda g: {"args": nested_lists(), "model": {}}, "constructor is a list"
+    ),
     "configuration of a megabyte": folder_of(" " * (1 << 21), b"", "larger than 1024 KiB"),
     "configuration nested 10^5 deep": folder_of("[" * 100_000, b"", "is not JSON"),
-    "network of 10^9 layers": folder_of('{"enc_depth": 1000000000}', safetensors_of({}), "enc_depth=1000000000"),
+    "network of 10^9 layers": folder_of(
+        '{"head_type": "dpt", "enc_depth": 1000000000}', safetensors_of({}), "enc_depth=1000000000"
+    ),
     "safetensors header of 2^63 bytes": folder_of(
         "{}", struct.pack("<Q", 1 << 63) + bytes(9), "its header should take"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import shutil
 from pathlib import Path
@@ -18,11 +19,12 @@ from test_scene import make_scene
 import easi3r
 import evaluation
 import hooks
-from easi3r import Scene, cli, decoding
+from easi3r import Scene, cli, decoding, untrusted
 from easi3r.array_files import read_npy, read_npz
 from easi3r.config import FrameSettings
 from easi3r.errors import InputError
 from easi3r.frames import read_frames
+from easi3r.viewer.live import Viewer
 
 PACKAGES = [Path(package.__file__).parent for package in (easi3r, hooks, evaluation)]
 
@@ -69,6 +71,15 @@ def test_opencv_refuses_them_too(ground, capfd, name, monkeypatch):
     assert {k: v for k, v in os.environ.items() if "CAPTURE" in k} == {
         k: v for k, v in before.items() if "CAPTURE" in k
     }
+
+
+@pytest.mark.parametrize("reader", ["av", "opencv"])
+def test_a_video_beyond_the_limit_is_refused_before_it_is_decoded(ground, capfd, monkeypatch, reader):
+    if reader == "opencv":
+        monkeypatch.setattr(decoding, "find_av", lambda: None)
+    monkeypatch.setattr(untrusted, "MAX_PIXELS", 64 * 48 - 1)
+    arguments = ["run", write_video(ground.folder / "a.avi", moving_square()), "-o", ground.folder / "out"]
+    assert_refused(capfd, ground.folder, arguments, "a.avi", "64 x 48 px is beyond the limit")
 
 
 def test_opencv_is_not_given_names_that_end_the_program(ground, capfd, monkeypatch):
@@ -223,10 +234,6 @@ def test_no_shell_is_called_and_nothing_is_evaluated():
 
 
 def test_the_viewer_listens_on_this_machine_alone_unless_told_otherwise():
-    import inspect
-
-    from easi3r.viewer.live import Viewer
-
     assert inspect.signature(Viewer).parameters["host"].default == "127.0.0.1"
     assert inspect.signature(Scene.show).parameters["host"].default == "127.0.0.1"
     assert cli.build_parser().parse_args(["show", "out"]).host == "127.0.0.1"

@@ -172,11 +172,16 @@ def _read_pth(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
             "'model', as in DUSt3R, MonST3R and MASt3R files."
         )
     constructor = getattr(content["args"], "model", content["args"])
+    if not isinstance(constructor, str):  # nor turned into text: a few nested lists may stand for gigabytes of it
+        raise CheckpointError(
+            f"The checkpoint {path} is another model's (its constructor is a {type(constructor).__name__}); expected "
+            "text, as in DUSt3R, MonST3R and MASt3R files."
+        )
     try:
         tensors = tensors_of(content["model"], path.stat().st_size)
     except ValueError as error:
         raise CheckpointError(_unreadable(path, str(error))) from error
-    return parse_constructor(constructor if isinstance(constructor, str) else type(constructor).__name__), tensors, path
+    return parse_constructor(constructor), tensors, path
 
 
 def _unreadable(path: Path, reason: str) -> str:
