@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -15,13 +13,13 @@ import imageio.v3 as iio
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from easi3r.array_files import read_npy, read_npz
 from easi3r.errors import InputError, OutputError
 from easi3r.geometry import depth_edges, transform, unproject
+from easi3r.saved_files import read_arrays, read_layers
 from easi3r.saved_meta import check_meta
 from easi3r.storage import MARKER, whole_folder
 from easi3r.structures import Array, AttentionMaps, Crop
-from easi3r.untrusted import check_inside, open_image, read_bytes
+from easi3r.untrusted import check_inside, read_bytes
 
 if TYPE_CHECKING:
     from easi3r.viewer.live import Viewer
@@ -159,17 +157,17 @@ class Motion:
     @classmethod
     def _read(cls, folder: Path, num_frames: int) -> dict[str, Any]:
         # first what is as large as its file: it says how large the pictures may be that are small files
-        score = _read_frames(folder / "dynamic_score", num_frames)
+        score = read_layers(folder / "dynamic_score", num_frames)
         size = score.shape[1:]
         maps = [field.name for field in fields(AttentionMaps)]
         values = {
-            "images": _read_frames(folder / "images", num_frames, size),
-            "dynamic_mask": _read_frames(folder / "dynamic_mask", num_frames, size) > 127,
+            "images": read_layers(folder / "images", num_frames, size),
+            "dynamic_mask": read_layers(folder / "dynamic_mask", num_frames, size) > 127,
             "dynamic_score": score,
-            "attention": AttentionMaps(**_read_arrays(folder / "attention.npz", maps)),
+            "attention": AttentionMaps(**read_arrays(folder / "attention.npz", maps)),
         }
         if cls is Motion:
-            values |= _read_arrays(folder / "timestamps.npz", ["timestamps"])
+            values |= read_arrays(folder / "timestamps.npz", ["timestamps"])
         return values
 
 
@@ -312,11 +310,11 @@ class Scene(Motion):
     @classmethod
     def _read(cls, folder: Path, num_frames: int) -> dict[str, Any]:
         values = super()._read(folder, num_frames)
-        values |= _read_arrays(folder / "cameras.npz", ["camera_to_world", "intrinsics", "timestamps"])
-        values |= {name: _read_frames(folder / name, num_frames) for name in ("depth", "confidence")}
+        values |= read_arrays(folder / "cameras.npz", ["camera_to_world", "intrinsics", "timestamps"])
+        values |= {name: read_layers(folder / name, num_frames) for name in ("depth", "confidence")}
         padded = (folder / "valid_mask").is_dir()
         values["valid_mask"] = (
-            _read_frames(folder / "valid_mask", num_frames, values["depth"].shape[1:]) > 127
+            read_layers(folder / "valid_mask", num_frames, values["depth"].shape[1:]) > 127
             if padded
             else np.ones(values["depth"].shape, dtype=bool)
         )
@@ -331,37 +329,6 @@ def _write_frames(folder: Path, frames: Array) -> None:
             iio.imwrite(folder / f"frame_{i:05d}.png", frame)
         else:
             np.save(folder / f"frame_{i:05d}.npy", frame)
-
-
-def _read_frames(folder: Path, num_frames: int, size: tuple[int, ...] | None = None) -> Array:
-    """One file per frame: PNG of ``size`` (height, width), or npy if that is None."""
-    suffix = "npy" if size is None else "png"
-    check_inside(folder, folder.parent)
-    found = len(list(folder.glob(f"frame_*.{suffix}")))
-    if found != num_frames:  # asked first, lest a damaged number of frames fill the memory
-        raise ValueError(f"{folder.name} holds {found} frames where {num_frames!r} were expected")
-    paths = [folder / f"frame_{i:05d}.{suffix}" for i in range(num_frames)]
-    with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
-        return np.stack(list(pool.map(partial(_read_frame, size=size), paths)))
-
-
-def _read_frame(path: Path, size: tuple[int, ...] | None) -> Array:
-    check_inside(path, path.parents[1])
-    if size is None:
-        return read_npy(path)
-    with open_image(path) as image:
-        if image.size[::-1] != size or image.mode not in ("L", "RGB"):
-            raise ValueError(f"{path.name} is {image.size[0]} x {image.size[1]} px, {image.mode}")
-        return np.asarray(image)
-
-
-def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
-    """All of ``names`` in an npz file."""
-    check_inside(path, path.parent)
-    arrays = read_npz(path, names)
-    if missing := [name for name in names if name not in arrays]:
-        raise ValueError(f"{path.name} lacks {', '.join(missing)}")
-    return arrays
 
 
 def _refuse_constant(name: str) -> None:

@@ -8,6 +8,7 @@ Each reader gets COUNT mutations of a good input, the same ones every time.  Onl
 
 from __future__ import annotations
 
+import argparse
 import faulthandler
 import io
 import json
@@ -388,8 +389,6 @@ def config_json(home: Path) -> Reader:
 def pth(home: Path, *, zipped: bool) -> Reader:
     good = write_checkpoint(home / "zip.pth")
     if not zipped:
-        import argparse
-
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(good, weights_only=True)
         torch.save(content, good, _use_new_zipfile_serialization=False)
