@@ -53,7 +53,8 @@ from easi3r.known import read_depth
 from easi3r.report.page import page
 from easi3r.viewer.player import player_page
 
-MOST_SECONDS, MOST_GROWTH = 10, 1 << 30
+MOST_SECONDS, MOST_GROWTH = 10, 1 << 30  # of the processor's time: a busy machine takes longer
+HANGS = 120  # seconds by the clock
 ADDRESS_SPACE = 12 << 30  # bytes; memory that is promised by a header and never touched counts here
 TOKENS = [
     *(b"", b"\0", b"\xff" * 4, b"\xff" * 8, b"\x7f\xff\xff\xff", b"\0" * 8, b"\x80", b"\xc0\x80", b"\xed\xa0\x80"),
@@ -536,7 +537,7 @@ class SlowError(Exception):
 
 
 def too_slow(*_: object) -> None:
-    raise SlowError(f"more than {MOST_SECONDS} s")
+    raise SlowError(f"more than {HANGS} s")
 
 
 def fuzz(name: str, count: int, home: Path) -> tuple[str, list[str]]:
@@ -547,8 +548,8 @@ def fuzz(name: str, count: int, home: Path) -> tuple[str, list[str]]:
         rng = random.Random(f"{name} {number}")
         which = rng.randrange(len(reader.files))
         reader.files[which].write_bytes(reader.change(reader.good[which], rng))
-        start = time.perf_counter()
-        signal.alarm(MOST_SECONDS)
+        start = time.process_time()
+        signal.alarm(HANGS)
         try:
             reader.read()
         except Easi3RError as error:
@@ -559,8 +560,10 @@ def fuzz(name: str, count: int, home: Path) -> tuple[str, list[str]]:
             wrong.append(f"{name} {number}: {traceback.format_exc(limit=-4)}")
         finally:
             signal.alarm(0)
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
         reader.files[which].write_bytes(reader.good[which])
+    if slowest > MOST_SECONDS:
+        wrong.append(f"{name}: {slowest:.1f} s for one")
     growth = peak() - before
     if growth > MOST_GROWTH:
         wrong.append(f"{name}: {growth >> 20} MiB more than before")

@@ -26,13 +26,12 @@ def fuzz(count, *names, timeout):
 
 
 def test_a_few_mutations_of_each_readers_input():
-    for line in fuzz(40, *READERS, timeout=300):
+    for line in fuzz(12, *READERS, timeout=600):
         assert ", 0 refused" not in line, f"the mutations change nothing that matters: {line}"
 
 
-@pytest.mark.parametrize("name", ["configuration", "masks", "safetensors", "npz"])
-def test_hundreds_of_mutations_where_reading_is_quick(name):
-    fuzz(400, name, timeout=300)
+def test_hundreds_of_mutations_where_reading_is_quick():
+    fuzz(300, "configuration", "masks", "safetensors", "npz", timeout=600)
 
 
 def test_the_fuzzer_sees_what_goes_wrong(tmp_path, monkeypatch):
