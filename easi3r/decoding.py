@@ -61,6 +61,15 @@ def natural_key(path: Path) -> tuple[list[int | str], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) that the header says, before EXIF data turns it; InputError as `read_image`."""
+    try:
+        with open_image(path) as image:
+            return image.size
+    except Exception as error:  # see read_image
+        raise InputError(_no_image(path, error)) from error
+
+
 def read_image(path: Path) -> Array:
     """Read one image file -> [H, W, 3] uint8 RGB, turned upright as its EXIF data says, alpha dropped.
 
@@ -78,12 +87,16 @@ def read_image(path: Path) -> Array:
         if ";16" in layout:  # Pillow truncates the colours of such files to 8 bits
             return _read_deep_image(path)
     except Exception as error:  # damaged files make Pillow's decoders raise errors of a dozen types
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} cannot be read as an image ({reason}); replace it or leave it out.") from error
+        raise InputError(_no_image(path, error)) from error
     raise InputError(
         f"{path} holds {'floating-point' if mode == 'F' else '32-bit'} values, but frames need 8 or 16 bits per "
         "channel; convert it to PNG or JPEG first."
     )
+
+
+def _no_image(path: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{path} cannot be read as an image ({reason}); replace it or leave it out."
 
 
 def _read_deep_image(path: Path) -> Array:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from easi3r.decoding import natural_key, read_image
+from easi3r.decoding import image_size, natural_key, read_image
 from easi3r.errors import InputError
 from easi3r.given_arrays import to_network
 from easi3r.structures import Array, Crop, DynamicMasks, Frames
@@ -29,7 +30,9 @@ def read_masks(given: Any, frames: Frames) -> DynamicMasks:
     if isinstance(given, str) and given.strip().lower() == NONE:
         mask = np.zeros((n, height, width), dtype=bool)
     else:
-        layers = _read_folder(Path(given)) if isinstance(given, (str, os.PathLike)) else _check_array(given)
+        layers = (
+            _read_folder(Path(given), frames.crops) if isinstance(given, (str, os.PathLike)) else _check_array(given)
+        )
         if len(layers) != n:
             raise InputError(f"{len(layers)} masks were given for {n} frames; expected one mask per frame.")
         mask = np.stack(
@@ -52,13 +55,22 @@ def _check_array(given: Any) -> Array:
     return array
 
 
-def _read_folder(folder: Path) -> list[Array]:
+def _read_folder(folder: Path, crops: Sequence[Crop]) -> list[Array]:
     if not folder.is_dir():
         raise InputError(f"masks is {str(folder)!r}; expected an array, a folder of PNG files, or 'none'.")
     paths = list_folder(folder, {".png"})
     if not paths:
         raise InputError(f"The folder of masks {folder} holds no PNG file; expected one per frame, 255 = moves.")
-    return [read_image(path).max(axis=2) for path in sorted(paths, key=natural_key)]
+    paths = sorted(paths, key=natural_key)
+    sizes = {frozenset(size) for crop in crops for size in (crop.original, crop.size)}  # EXIF may turn an image
+    for path in paths:  # asked of the headers first, lest small files that unpack to large images fill the memory
+        width, height = image_size(path)
+        if frozenset((width, height)) not in sizes:
+            raise InputError(
+                f"{path} is {width}x{height} pixels; expected the size of the source frames "
+                f"({crops[0].original[0]}x{crops[0].original[1]}) or of the network's images."
+            )
+    return [read_image(path).max(axis=2) for path in paths]
 
 
 def _fit(layer: Array, crop: Crop, index: int) -> Array:
