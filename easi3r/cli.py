@@ -214,15 +214,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("easi3r: interrupted; nothing was written", file=sys.stderr)
         return 130
     except Easi3RError as error:
-        print("easi3r:", *str(error).splitlines(), file=sys.stderr)
+        print("easi3r:", on_one_line(str(error)), file=sys.stderr)
         return 1
     return 0
+
+
+def on_one_line(text: str) -> str:
+    """``text`` as a terminal may have it: names of files may hold line breaks, and codes that terminals obey."""
+    joined = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in joined)
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return on_one_line(super().format(record))
 
 
 @contextlib.contextmanager
 def _log_to_stderr(level: int) -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("easi3r: %(message)s"))
+    handler.setFormatter(_OneLine("easi3r: %(message)s"))
     previous = logger.level
     logger.addHandler(handler)
     logger.setLevel(level)
@@ -312,7 +323,7 @@ def _show(options: argparse.Namespace) -> None:
     else:
         _show_scene(Scene.load(options.result), options, progress)
     if written and not options.quiet:
-        print(f"wrote {', '.join(written)}")
+        print(f"wrote {on_one_line(', '.join(written))}")
 
 
 def _show_scene(scene: Scene, options: argparse.Namespace, progress: Progress) -> None:
@@ -356,9 +367,9 @@ def _export(options: argparse.Namespace) -> int:
     written, failed = export_formats(result, options.output or options.result, options.to, chosen)
     if not options.quiet:
         for name, path in written.items():
-            print(f"wrote {path}: {FORMATS[name].summary}")
+            print(f"wrote {on_one_line(str(path))}: {FORMATS[name].summary}")
     for name, error in failed.items():
-        print(f"easi3r: {name} was not exported:", *str(error).splitlines(), file=sys.stderr)
+        print(f"easi3r: {name} was not exported: {on_one_line(str(error))}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -380,7 +391,7 @@ def _finish(result: Motion, options: argparse.Namespace) -> None:
         print(f"verdict without ground truth: {quality['verdict']}")
         for sentence in (*quality["reasons"], *quality["not_checked"]):
             print(f"  {sentence}")
-    print(f"wrote {folder}: open report.html first; scene.json says what each file is")
+    print(f"wrote {on_one_line(str(folder))}: open report.html first; scene.json says what each file is")
 
 
 if __name__ == "__main__":

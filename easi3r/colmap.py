@@ -15,9 +15,11 @@ from scipy.spatial.transform import Rotation
 from easi3r.errors import InputError
 from easi3r.given_arrays import summary
 from easi3r.structures import Array
+from easi3r.untrusted import read_bytes
 
 logger = logging.getLogger("easi3r")
 
+MAX_FILE = 1 << 32  # bytes: points take 24 each
 CAMERAS, IMAGES = ("cameras.bin", "cameras.txt"), ("images.bin", "images.txt")
 # name -> (number in binary files, focal lengths, all parameters); the rest beyond focal lengths and centre distorts
 _MODELS = {
@@ -139,9 +141,10 @@ def _parse(
     file: Path, binary: Callable[[bytes], Iterator[Any]], text: Callable[[list[str]], Iterator[Any]]
 ) -> list[Any]:
     try:
+        data = read_bytes(file, MAX_FILE)
         if file.suffix == ".bin":
-            return list(binary(file.read_bytes()))
-        return list(text([line for line in file.read_text("utf-8").splitlines() if not line.startswith("#")]))
+            return list(binary(data))
+        return list(text([line for line in data.decode("utf-8").splitlines() if not line.startswith("#")]))
     except (OSError, ValueError, struct.error) as error:
         raise InputError(f"{file} is no whole {file.name} of COLMAP ({summary(error)}); export it anew.") from error
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import yaml
 
 from easi3r.errors import ConfigError, nearest_name
+from easi3r.untrusted import read_bytes
 
 
 @dataclass(frozen=True)
@@ -266,6 +267,9 @@ OPTIONS: dict[str, str] = {  # short name -> dotted name; the keywords and flags
     "memory": "memory",
 }
 
+MAX_YAML = 1 << 16  # bytes of a configuration
+MOST = (1 << 31) - 1  # of a whole number
+
 ZERO_ALLOWED = {  # every other number must be greater than 0
     "frames.start",
     "frames.end",
@@ -297,10 +301,13 @@ def check_ranges(settings: Settings) -> None:
             continue
         if not (0 < value < math.inf or (value == 0 and path in ZERO_ALLOWED)):  # NaN is not either
             bound = "0 or greater" if path in ZERO_ALLOWED else "greater than 0"
-            raise ConfigError(f"{path} is {value}, but it must be {bound}.")
+            raise ConfigError(f"{path} is {shown(value)}, but it must be {bound}.")
+        least, most = (0, MOST) if isinstance(value, int) else (1e-12, 1e12)
+        if value and not least <= value <= most:  # the libraries below cannot count with it
+            raise ConfigError(f"{path} is {shown(value)}, but it must be from {least:g} to {most:.10g}.")
         limit, meaning = BELOW.get(path, (math.inf, ""))
         if value >= limit:
-            raise ConfigError(f"{path} is {value}, but it must be below {limit}: {meaning}.")
+            raise ConfigError(f"{path} is {shown(value)}, but it must be below {limit}: {meaning}.")
     frames, pieces = settings.frames, settings.pieces
     if settings.motion.smoothing and settings.motion.smoothing % 2 == 0:
         raise ConfigError(
@@ -348,34 +355,50 @@ def load_settings(path: str | Path) -> Settings:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat.update({f"{key}.{name}": inner for name, inner in value.items()})
-        elif value is not None or not dataclasses.is_dataclass(getattr(Settings(), str(key), None)):
-            flat[str(key)] = value  # (a group whose lines are all commented out says nothing)
+            flat.update({f"{_name(key)}.{_name(name)}": inner for name, inner in value.items()})
+        elif value is not None or not dataclasses.is_dataclass(getattr(Settings(), _name(key), None)):
+            flat[_name(key)] = value  # (a group whose lines are all commented out says nothing)
     try:
         return Settings().with_options(flat)
     except ConfigError as error:
         raise ConfigError(f"In {path}: {error}") from error
 
 
+def _name(key: Any) -> str:
+    return key if isinstance(key, str) else shown(key)
+
+
 def _read_yaml(path: Path) -> dict[Any, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(read_bytes(path, MAX_YAML).decode("utf-8"), Loader=_PlainLoader)
     except OSError as error:
         raise ConfigError(
             f"The configuration {path} cannot be read ({error.strerror}); expected a YAML file."
         ) from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except Exception as error:  # beside its own errors PyYAML raises half a dozen types: !!int '' is an IndexError
         mark = getattr(error, "problem_mark", None)
         where, what = (f"line {mark.line + 1}: ", getattr(error, "problem", "")) if mark else ("", error)
-        reason = where + " ".join(str(what).split())[:120]
+        reason = where + (" ".join(str(what).split())[:120].rstrip(".") or type(error).__name__)
         raise ConfigError(f"The configuration {path} is not YAML ({reason}); expected 'name: value' lines.") from error
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"The configuration {path} holds a {type(tree).__name__}; expected 'name: value' lines.")
     return tree or {}
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML's safe loader without aliases: a few lines of them stand for more than any memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not taken", event.start_mark)
+        return super().compose_node(parent, index)
+
+
 def _not_an_option(given: str) -> str:
     names = list(setting_kinds())
+    if len(given) > 100:
+        return f"{shown(given)} is not an option; expected names of options."
     inside = [name for name in names if name.startswith(f"{given}.")]
     if inside:
         return f"{given!r} is a group of options, not an option; expected one of {', '.join(inside)}."
@@ -392,7 +415,14 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
             return _as_type(value, choice) if isinstance(choice, type) else _as_literal(value, choice)
     *others, last = [_IN_WORDS.get(choice, repr(choice)) for choice in choices]
     expected = f"{', '.join(others)} or {last}" if others else last
-    raise ConfigError(f"{name} is {' '.join(_SHORT.repr(value).split())}; expected {expected}.")
+    raise ConfigError(f"{name} is {shown(value)}; expected {expected}.")
+
+
+def shown(value: Any) -> str:
+    """Any value in one short line."""
+    if isinstance(value, int) and abs(value) > 1 << 128:  # Python refuses to write very long ones
+        return "a number of more than 38 digits"
+    return " ".join(_SHORT.repr(value).split())
 
 
 _IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", None: "none"}

@@ -18,16 +18,19 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from easi3r.errors import InputError
 from easi3r.structures import Array
+from easi3r.untrusted import MAX_PIXELS, check_pixels, open_image
 
 IMAGE_SUFFIXES = {".avif", ".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"}
 IMAGE_SUFFIXES |= {".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
 VIDEO_SUFFIXES |= {".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 _MAY_LACK = 2  # frames fewer than the header counts: edit lists and codec delay drop that many from whole files
+# FFmpeg's names of what VIDEO_SUFFIXES promise: by itself it would take a text file called .mp4 for a list of others
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,asf,avi,flv,gif,matroska,webm,mpeg,mpegts,mpegvideo,mxf,ogg"
 _MORE_FORMATS = "pip install 'easi3r[video]' reads more formats"
 
 
@@ -58,6 +61,15 @@ def natural_key(path: Path) -> tuple[list[int | str], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) that the header says, before EXIF data turns it; InputError as `read_image`."""
+    try:
+        with open_image(path) as image:
+            return image.size
+    except Exception as error:  # see read_image
+        raise InputError(_no_image(path, error)) from error
+
+
 def read_image(path: Path) -> Array:
     """Read one image file -> [H, W, 3] uint8 RGB, turned upright as its EXIF data says, alpha dropped.
 
@@ -65,7 +77,7 @@ def read_image(path: Path) -> Array:
     holds floating-point or 32-bit values.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             layout, mode = str(image.tile), image.mode
             image.load()  # all of it: Pillow raises where a file ends early, OpenCV would fill in grey
             if ";16" not in layout and mode not in ("F", "I"):
@@ -75,15 +87,21 @@ def read_image(path: Path) -> Array:
         if ";16" in layout:  # Pillow truncates the colours of such files to 8 bits
             return _read_deep_image(path)
     except Exception as error:  # damaged files make Pillow's decoders raise errors of a dozen types
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} cannot be read as an image ({reason}); replace it or leave it out.") from error
+        raise InputError(_no_image(path, error)) from error
     raise InputError(
         f"{path} holds {'floating-point' if mode == 'F' else '32-bit'} values, but frames need 8 or 16 bits per "
         "channel; convert it to PNG or JPEG first."
     )
 
 
+def _no_image(path: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{path} cannot be read as an image ({reason}); replace it or leave it out."
+
+
 def _read_deep_image(path: Path) -> Array:
+    with open_image(path) as image:
+        image.verify()  # the sums of a PNG, which Pillow does not look at and OpenCV's library prints complaints about
     with _quiet_opencv():  # decoding from memory: OpenCV's own file access knows no Unicode paths on Windows
         pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if pixels is None:
@@ -142,13 +160,16 @@ def find_av() -> ModuleType | None:
 @contextmanager
 def _open_with_av(av: Any, path: Path) -> Iterator[_Video]:
     try:  # an absolute path, lest FFmpeg take 'a:b.mp4' for a protocol; tags may be in any encoding
-        container = av.open(str(path.absolute()), metadata_errors="ignore")
+        options = {"format_whitelist": _CONTAINERS}
+        container = av.open(str(path.absolute()), options=options, metadata_errors="ignore")
     except av.FFmpegError as error:
         raise InputError(_no_video(path, error.strerror)) from error
     with container:
         stream = container.streams.best("video")
         if stream is None or stream.codec_context is None:
             raise InputError(_no_video(path, "no picture track that can be decoded"))
+        _check_size(path, stream.codec_context.width, stream.codec_context.height)
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # sizes may change midway
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         yield _Video(_av_frames(av, container, stream), stream.frames or None, rate)
 
@@ -174,16 +195,39 @@ def _av_pixels(frame: Any) -> Array:
 @contextmanager
 def _open_with_opencv(path: Path) -> Iterator[_Video]:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet; OpenCV reads it when it opens its first video
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path.absolute())):  # OpenCV would end the program
+        raise InputError(_no_video(path, f"its name is not UTF-8, which OpenCV cannot open; {_MORE_FORMATS}"))
     with _quiet_opencv():
-        capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
+        capture = _capture(path)
         try:
             if not capture.isOpened():
                 raise InputError(_no_video(path, f"OpenCV finds no video in it; {_MORE_FORMATS}"))
+            width, height = (capture.get(key) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+            _check_size(path, int(width), int(height))
             rate = capture.get(cv2.CAP_PROP_FPS)
             count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if _header_counts(path) else None
             yield _Video(_opencv_frames(capture, path), count, rate if 0 < rate < 1e6 else 25.0)
         finally:
             capture.release()
+
+
+def _capture(path: Path) -> cv2.VideoCapture:
+    """The open file; OpenCV takes FFmpeg's options from the environment alone, where they are but for a moment."""
+    name, before = "OPENCV_FFMPEG_CAPTURE_OPTIONS", dict(os.environ)
+    os.environ[name] = f"format_whitelist;{_CONTAINERS}"
+    try:
+        return cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
+    finally:
+        del os.environ[name]
+        if name in before:
+            os.environ[name] = before[name]
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    try:
+        check_pixels(width, height)
+    except ValueError as error:
+        raise InputError(_no_video(path, str(error))) from error
 
 
 def _opencv_frames(capture: cv2.VideoCapture, path: Path) -> Iterator[tuple[float | None, Callable[[], Array]]]:
@@ -259,7 +303,7 @@ def _boxes(data: mmap.mmap, kind: bytes, begin: int, end: int) -> Iterator[tuple
             size, header = _number(data, begin + 8, size=8), 16
         if size < header:
             return
-        if data[begin + 4 : begin + 8] == kind:
+        if data[begin + 4 : begin + 8] == kind and begin + header < min(begin + size, end):
             yield begin + header, min(begin + size, end)
         begin += size
 

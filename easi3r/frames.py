@@ -28,6 +28,7 @@ from easi3r.decoding import (
 from easi3r.errors import InputError
 from easi3r.progress import Progress, silent
 from easi3r.structures import Array, Crop, Frames, Preparation
+from easi3r.untrusted import MAX_PIXELS, list_folder
 
 _SQUARE = 224  # checkpoints trained at this size take squares
 _CLOCK_SLACK = 0.0015  # seconds: Matroska rounds its stamps to milliseconds
@@ -147,6 +148,11 @@ def plan_crop(size: tuple[int, int], image_size: int | str | None, *, patch_size
         width = height = min(width, height)
     elif resized[0] == resized[1] and not native:
         height = width * 3 // 4 // patch_size * patch_size
+    if resized[0] * resized[1] > MAX_PIXELS:
+        raise InputError(
+            f"A frame of {_text(size)} would become {_text(resized)}; choose a smaller image_size, at most "
+            f"{MAX_PIXELS // 10**6} million pixels."
+        )
     if not (width and height):
         raise InputError(
             f"A frame of {_text(size)} becomes {_text(resized)}, which holds no whole patch of {patch_size} x "
@@ -222,7 +228,7 @@ def _check_image(path: Path) -> Path:
 
 def _list_folder(folder: Path) -> list[Path]:
     entries = sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=natural_key)
-    images = [entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file()]
+    images = sorted(list_folder(folder, IMAGE_SUFFIXES), key=natural_key)
     if not entries:
         raise InputError(f"The folder {folder} is empty; expected images or the path of a video.")
     if not images:

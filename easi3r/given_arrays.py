@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from easi3r.array_files import MAX_BYTES, npz_keys, read_npy, read_npz
 from easi3r.errors import InputError
 from easi3r.structures import Array, Crop
+from easi3r.untrusted import read_bytes
 
+MAX_TABLE = 1 << 28  # bytes of a text file: a few million rows
 FRAMES = "frames"  # the key of an .npz file that says which frames its rows belong to
 
 
@@ -43,9 +47,10 @@ def check_path(path: Path, name: str, expected: str) -> Path:
 def read_table(path: Path) -> Array:
     """[rows, columns] float64 of a text file; columns end at spaces or commas, comments begin with '#'."""
     try:
-        lines = [line.split("#")[0].replace(",", " ").split() for line in path.read_text("utf-8-sig").splitlines()]
+        text = read_bytes(path, MAX_TABLE).decode("utf-8-sig")
+        lines = [line.split("#")[0].replace(",", " ").split() for line in text.splitlines()]
         table = np.array([[float(word) for word in line] for line in lines if line], dtype=np.float64)
-    except ValueError as error:  # words, columns that differ, no text at all
+    except (OSError, ValueError) as error:  # words, columns that differ, no text at all
         raise InputError(
             f"{path} is no table of numbers ({summary(error)}); expected as many numbers in every row."
         ) from error
@@ -54,25 +59,25 @@ def read_table(path: Path) -> Array:
     return table
 
 
-def load_array(path: Path, keys: Sequence[str]) -> tuple[str, Array, Array | None]:
+def load_array(path: Path, keys: Sequence[str], most_bytes: int = MAX_BYTES) -> tuple[str, Array, Array | None]:
     """(key, array, frames): the first of ``keys`` that an .npz file has and its 'frames', if any; or an .npy file's.
 
-    An .npy file has no names: its array counts as that of the first key.
+    An .npy file has no names: its array counts as that of the first key.  InputError for what holds no plain numbers,
+    and for an .npz file with more than ``most_bytes`` of them.
     """
     try:
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            return keys[0], stored, None
-        with stored:
-            present = list(stored)
-            key = next((key for key in keys if key in present), None)
-            if key is not None:
-                return key, stored[key], stored[FRAMES] if FRAMES in present else None
-    except Exception as error:  # damaged files make numpy raise errors of half a dozen types
+        if not zipfile.is_zipfile(path):
+            return keys[0], read_npy(path), None
+        present = npz_keys(path)
+        key = next((key for key in keys if key in present), None)
+        if key is not None:
+            stored = read_npz(path, (key, FRAMES), most_bytes=most_bytes)
+            return key, stored[key], stored.get(FRAMES)
+    except Exception as error:  # damaged files make zipfile and NumPy raise errors of half a dozen types
         raise InputError(
             f"{path} cannot be read by numpy ({summary(error)}); write it anew with np.save or np.savez."
         ) from error
-    raise InputError(f"{path} holds {', '.join(present) or 'nothing'}; expected the key {' or '.join(keys)}.")
+    raise InputError(f"{path} holds {', '.join(present)[:80] or 'nothing'}; expected the key {' or '.join(keys)}.")
 
 
 def check_frames(given: Iterable[Any], num_frames: int, name: str) -> list[int]:

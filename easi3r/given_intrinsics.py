@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from easi3r.colmap import CAMERAS, match_names, read_colmap_cameras, read_colmap_images
 from easi3r.decoding import IMAGE_SUFFIXES
 from easi3r.errors import InputError
 from easi3r.given_arrays import check_frames, check_path, load_array, read_table, spread, to_array
 from easi3r.structures import Array, Crop, Frames
+from easi3r.untrusted import open_image
 
 logger = logging.getLogger("easi3r")
 
@@ -169,7 +169,7 @@ def _read_exif(frames: Frames) -> Array:
 def _focal_35mm(path: Path) -> float:
     """In millimetres, NaN when the file does not say (0 says so too)."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             focal = float(image.getexif().get_ifd(_EXIF_IFD).get(_FOCAL_35MM, 0))
     except Exception as error:  # damaged headers make Pillow raise errors of a dozen types
         raise InputError(f"The EXIF data of {path} cannot be read; give the focal length in pixels instead.") from error

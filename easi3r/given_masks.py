@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from easi3r.decoding import natural_key, read_image
+from easi3r.decoding import image_size, natural_key, read_image
 from easi3r.errors import InputError
 from easi3r.given_arrays import to_network
 from easi3r.mask_files import MEANINGS, read_meaning
-from easi3r.structures import Array, DynamicMasks, Frames, PackedMasks
+from easi3r.structures import Array, Crop, DynamicMasks, Frames, PackedMasks
+from easi3r.untrusted import list_folder
 
 NONE = "none"
 Polarity = Literal["moving", "static"]
@@ -34,7 +36,7 @@ def read_masks(given: Any, frames: Frames, polarity: Polarity = "moving") -> Dyn
         mask = np.zeros((n, height, width), dtype=bool)
         return DynamicMasks(score=mask.astype(np.float32), mask=mask, threshold=None)
     from_folder = isinstance(given, (str, os.PathLike))
-    layers = _list_folder(Path(given)) if from_folder else _check_array(given)
+    layers = _list_folder(Path(given), frames.crops) if from_folder else _check_array(given)
     if len(layers) != n:
         raise InputError(f"{len(layers)} masks were given for {n} frames; expected one mask per frame.")
     packed = PackedMasks.pack(  # one bit per pixel from the start: a clip at its full size is large
@@ -76,13 +78,22 @@ def _check_array(given: Any) -> Array:
     return array
 
 
-def _list_folder(folder: Path) -> list[Path]:
+def _list_folder(folder: Path, crops: Sequence[Crop]) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"masks is {str(folder)!r}; expected an array, a folder of PNG files, or 'none'.")
-    paths = [path for path in folder.iterdir() if path.suffix.lower() == ".png" and not path.name.startswith(".")]
+    paths = list_folder(folder, {".png"})
     if not paths:
         raise InputError(f"The folder of masks {folder} holds no PNG file; expected one per frame.")
-    return sorted(paths, key=natural_key)
+    paths = sorted(paths, key=natural_key)
+    sizes = {frozenset(size) for crop in crops for size in (crop.original, crop.size)}  # EXIF may turn an image
+    for path in paths:  # asked of the headers first, lest small files that unpack to large images fill the memory
+        width, height = image_size(path)
+        if frozenset((width, height)) not in sizes:
+            raise InputError(
+                f"{path} is {width}x{height} pixels; expected the size of the source frames "
+                f"({crops[0].original[0]}x{crops[0].original[1]}) or of the network's images."
+            )
+    return paths
 
 
 def _read_file(path: Path, polarity: Polarity) -> Array:

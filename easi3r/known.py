@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from easi3r.array_files import MAX_BYTES
 from easi3r.decoding import natural_key
 from easi3r.errors import InputError
 from easi3r.given_arrays import check_frames, check_path, load_array, to_array, to_network
 from easi3r.given_intrinsics import read_intrinsics
 from easi3r.given_poses import CAMERA_TO_WORLD, WORLD_TO_CAMERA, read_poses
 from easi3r.structures import Array, Frames, Known
+from easi3r.untrusted import list_folder
 
 _DEPTH = (
     "an array [n, H, W], {frame: [H, W]}, a folder of one .npy or .npz file per frame, or one such file of them all"
@@ -74,7 +76,8 @@ def read_depth(given: Any, frames: Frames) -> Array:
     """
     n, height, width = frames.images.shape[:3]
     fitted = np.full((n, height, width), np.nan)
-    for i, layer in _depth_layers(given, n).items():
+    pixels = max(crop.original[0] * crop.original[1] for crop in frames.crops)
+    for i, layer in _depth_layers(given, n, max(8 * pixels, MAX_BYTES)).items():
         name = f"The depth of frame {i}"
         depth = to_array(layer, name, _DEPTH)
         if depth.ndim != 2:
@@ -86,8 +89,8 @@ def read_depth(given: Any, frames: Frames) -> Array:
     return fitted
 
 
-def _depth_layers(given: Any, n: int) -> dict[int, Any]:
-    """{frame index: [H, W]}"""
+def _depth_layers(given: Any, n: int, most_bytes: int) -> dict[int, Any]:
+    """{frame index: [H, W]}, each of at most ``most_bytes`` in a file."""
     if isinstance(given, Mapping):
         return dict(zip(check_frames(given, n, "depth"), given.values(), strict=True))
     name, index = "depth", None
@@ -95,9 +98,9 @@ def _depth_layers(given: Any, n: int) -> dict[int, Any]:
         path = check_path(Path(given), name, _DEPTH)
         name = str(path)
         if path.is_dir():
-            given = _read_folder(path)
+            given = _read_folder(path, most_bytes)
         elif path.suffix.lower() in _SUFFIXES:
-            _, given, index = load_array(path, ("depth",))
+            _, given, index = load_array(path, ("depth",), n * most_bytes)
         else:
             raise InputError(f"depth is {name!r}; expected {_DEPTH}.")
     layers = given if isinstance(given, list) else to_array(given, name, _DEPTH)
@@ -109,8 +112,8 @@ def _depth_layers(given: Any, n: int) -> dict[int, Any]:
     return dict(zip(some, layers, strict=True))
 
 
-def _read_folder(folder: Path) -> list[Array]:
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")]
+def _read_folder(folder: Path, most_bytes: int) -> list[Array]:
+    paths = list_folder(folder, _SUFFIXES)
     if not paths:
         raise InputError(f"The folder of depth {folder} holds no .npy or .npz file; expected one per frame.")
-    return [load_array(path, ("depth",))[1] for path in sorted(paths, key=natural_key)]
+    return [load_array(path, ("depth",), most_bytes)[1] for path in sorted(paths, key=natural_key)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import imageio.v3 as iio
-from PIL import Image, PngImagePlugin
+from PIL import PngImagePlugin
 
 from easi3r.structures import Array
+from easi3r.untrusted import open_image
 
 KEYWORD = "Description"  # one of the keywords that PNG's specification has for text
 MEANINGS = {  # of 255 in a mask, by polarity
@@ -29,6 +30,6 @@ def write_png(path: Path, pixels: Array, meaning: str | None = None) -> None:
 
 def read_meaning(path: Path) -> str | None:
     """What a PNG file says that its values mean; None where it says nothing."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         meaning = image.info.get(KEYWORD)
     return meaning if isinstance(meaning, str) else None

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from easi3r.backbones.pickled import load_pickled
 from easi3r.errors import CheckpointError, MissingExtraError
 from easi3r.structures import Array
 
@@ -103,7 +104,7 @@ def _download(models: ModuleType) -> Mapping[str, Tensor]:
 
 def _read(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_pickled(path)
     except Exception as error:  # a damaged file raises nearly anything
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         raise CheckpointError(

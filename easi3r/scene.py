@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -17,8 +16,11 @@ from scipy.spatial.transform import Rotation
 from easi3r.errors import InputError, OutputError
 from easi3r.geometry import depth_edges, transform, unproject
 from easi3r.mask_files import MEANINGS, write_png
+from easi3r.saved_files import read_arrays, read_layers, read_masks
+from easi3r.saved_meta import check_meta
 from easi3r.storage import MARKER, whole_folder
 from easi3r.structures import Array, Crop, Instances, Maps, PackedMasks, PointTracks, maps_of
+from easi3r.untrusted import check_inside, read_bytes
 
 if TYPE_CHECKING:
     from easi3r.original_masks import OriginalMask
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 Keep = Literal["all", "static", "dynamic"]
 FORMAT_VERSION = 1
+MAX_HEADER = 1 << 28  # bytes of scene.json: names and crops of a million frames
 
 MOTION_CONVENTIONS = {
     "images": "PNG, RGB: the frames as the network saw them; meta.crops says how each source frame was resized and cut",
@@ -117,11 +120,14 @@ class Motion:
         if not (folder / MARKER).is_file():
             raise OutputError(f"There is no saved result at {path}; expected a folder with {MARKER}.")
         try:
-            header = json.loads((folder / MARKER).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            check_inside(folder / MARKER, folder)
+            header = json.loads(read_bytes(folder / MARKER, MAX_HEADER), parse_constant=_refuse_constant)
             kind, version, meta = header["kind"], int(header["format_version"]), dict(header["meta"])
             if kind == cls.kind and version <= FORMAT_VERSION:
                 result = cls(**cls._read(folder, header["num_frames"]), meta=meta)
                 result._check_shapes()
+                result._check_values()
+                check_meta(meta, result.num_frames)
                 return result
         except Exception as error:  # damaged files make the readers of JSON, npz, npy and PNG raise a dozen types
             reason = " ".join(str(error).split())[:160]
@@ -156,6 +162,15 @@ class Motion:
             if (found := getattr(self, name).shape) != expected:
                 raise ValueError(f"{name} is {list(found)} where {list(expected)} was expected")
 
+    def _check_values(self) -> None:
+        """What would make programs that read this fail later; numbers of pixels may be anything."""
+        if self.images.dtype != np.uint8 or not np.isfinite(self.timestamps).all():
+            raise ValueError("its images are no uint8, or its timestamps not finite")
+        if len(shapes := {values.shape for values in self.attention.arrays().values()}) != 1:
+            raise ValueError(f"its attention maps are of the shapes {sorted(shapes)}")
+        if (shape := shapes.pop())[:1] != self.images.shape[:1] or len(shape) != 3 or 0 in shape:
+            raise ValueError(f"its attention maps are of the shape {list(shape)}")
+
     def _write(self, folder: Path) -> None:
         header = {
             "kind": self.kind,
@@ -183,23 +198,22 @@ class Motion:
 
     @classmethod
     def _read(cls, folder: Path, num_frames: int) -> dict[str, Any]:
-        with np.load(folder / "attention.npz") as stored:
-            attention = maps_of({name: stored[name] for name in stored.files})
+        # first what is as large as its file: it says how large the pictures may be that are small files
+        score = read_layers(folder / "dynamic_score", num_frames)
+        size = score.shape[1:]
         values: dict[str, Any] = {
-            "images": _read_frames(folder / "images", num_frames, "png"),
-            "dynamic_mask": _read_frames(folder / "dynamic_mask", num_frames, "png") > 127,
-            "dynamic_score": _read_frames(folder / "dynamic_score", num_frames, "npy"),
-            "attention": attention,
+            "images": read_layers(folder / "images", num_frames, size),
+            "dynamic_mask": read_layers(folder / "dynamic_mask", num_frames, size) > 127,
+            "dynamic_score": score,
+            "attention": maps_of(read_arrays(folder / "attention.npz")),
         }
         if (folder / "instances").is_dir():
-            labels = _read_frames(folder / "instances", num_frames, "png").astype(np.int32)
+            labels = read_layers(folder / "instances", num_frames, size, ("I;16", "I")).astype(np.int32)
             values["instances"] = Instances.measured(labels, values["dynamic_score"])
         if (folder / "given_mask").is_dir():
-            paths = _frame_paths(folder / "given_mask", num_frames, "png")
-            values["given_masks"] = PackedMasks.pack(_read_frame(path) > 127 for path in paths)
+            values["given_masks"] = PackedMasks.pack(read_masks(folder / "given_mask", num_frames))
         if cls is Motion:
-            with np.load(folder / "timestamps.npz") as stored:
-                values["timestamps"] = stored["timestamps"]
+            values |= read_arrays(folder / "timestamps.npz", ["timestamps"])
         return values
 
 
@@ -231,7 +245,14 @@ class Scene(Motion):
 
     @property
     def original_intrinsics(self) -> Array:
-        """[n, 3, 3] float32: K in pixels of the source frames, before resizing and cropping."""
+        """[n, 3, 3] float32: K in pixels of the source frames, before resizing and cropping.
+
+        Raises InputError where ``meta["crops"]`` does not say how.
+        """
+        if len(self.meta.get("crops") or ()) != self.num_frames:
+            raise InputError(
+                "meta['crops'] does not say how each source frame was cut, so their intrinsics are unknown."
+            )
         crops = [Crop(**{name: tuple(size) for name, size in crop.items()}) for crop in self.meta["crops"]]
         return np.stack([crop.to_original(k) for crop, k in zip(crops, self.intrinsics, strict=True)]).astype(
             np.float32
@@ -304,6 +325,17 @@ class Scene(Motion):
         cameras = {"camera_to_world": (*pixels[:1], 4, 4), "intrinsics": (*pixels[:1], 3, 3)}
         return super()._shapes() | cameras | dict.fromkeys(("depth", "confidence", "valid_mask"), pixels)
 
+    def _check_values(self) -> None:
+        super()._check_values()
+        rotation, focal = self.camera_to_world[:, :3, :3], self.intrinsics[:, [0, 1], [0, 1]]
+        if not (np.isfinite(self.camera_to_world).all() and np.isfinite(self.intrinsics).all() and (focal > 0).all()):
+            raise ValueError("its cameras are not finite, or a focal length is not above 0")
+        if (
+            np.abs(rotation @ np.swapaxes(rotation, 1, 2) - np.eye(3)).max() > 0.01
+            or (np.linalg.det(rotation) < 0).any()
+        ):
+            raise ValueError("a rotation of its cameras is none")
+
     def _write(self, folder: Path) -> None:
         super()._write(folder)
         np.savez(
@@ -325,18 +357,18 @@ class Scene(Motion):
     @classmethod
     def _read(cls, folder: Path, num_frames: int) -> dict[str, Any]:
         values = super()._read(folder, num_frames)
-        with np.load(folder / "cameras.npz") as stored:
-            values |= {name: stored[name] for name in ("camera_to_world", "intrinsics", "timestamps")}
-        values |= {name: _read_frames(folder / name, num_frames, "npy") for name in ("depth", "confidence")}
+        values |= read_arrays(folder / "cameras.npz", ["camera_to_world", "intrinsics", "timestamps"])
+        values |= {name: read_layers(folder / name, num_frames) for name in ("depth", "confidence")}
         padded = (folder / "valid_mask").is_dir()
         values["valid_mask"] = (
-            _read_frames(folder / "valid_mask", num_frames, "png") > 127
+            read_layers(folder / "valid_mask", num_frames, values["depth"].shape[1:]) > 127
             if padded
             else np.ones(values["depth"].shape, dtype=bool)
         )
         if (folder / "tracks.npz").is_file():
-            with np.load(folder / "tracks.npz") as stored:
-                values["tracks"] = PointTracks(**{name: stored[name] for name in stored.files})
+            values["tracks"] = PointTracks(
+                **read_arrays(folder / "tracks.npz", ["coordinates", "visibility", "confidence"])
+            )
         return values
 
 
@@ -354,23 +386,6 @@ def _write_masks(folder: Path, masks: Iterable[Array], meaning: str) -> None:
     folder.mkdir()
     for i, mask in enumerate(masks):
         write_png(folder / f"frame_{i:05d}.png", mask.astype(np.uint8) * 255, meaning)
-
-
-def _read_frames(folder: Path, num_frames: int, suffix: str) -> Array:
-    paths = _frame_paths(folder, num_frames, suffix)
-    with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
-        return np.stack(list(pool.map(_read_frame, paths)))
-
-
-def _frame_paths(folder: Path, num_frames: int, suffix: str) -> list[Path]:
-    found = len(list(folder.glob(f"frame_*.{suffix}")))
-    if found != num_frames:  # asked first, lest a damaged number of frames fill the memory
-        raise ValueError(f"{folder.name} holds {found} frames where {num_frames!r} were expected")
-    return [folder / f"frame_{i:05d}.{suffix}" for i in range(num_frames)]
-
-
-def _read_frame(path: Path) -> Array:
-    return np.asarray(iio.imread(path, plugin="pillow") if path.suffix == ".png" else np.load(path))
 
 
 def _refuse_constant(name: str) -> None:

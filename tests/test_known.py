@@ -190,7 +190,7 @@ BAD_INTRINSICS = [
     ("a.npy", "no array", "cannot be read by numpy"),
     ("a.npz", "", "cannot be read by numpy"),
     ("a.npz", {"M": K}, "holds M; expected the key original_intrinsics or intrinsics or K"),
-    ("a.npz", {"K": np.array(["a"])}, "ndarray"),
+    ("a.npz", {"K": np.array(["a"])}, "no plain numbers"),
     ("a.npz", {"K": np.array([None])}, "cannot be read by numpy"),
     ("a.npz", {"K": K, "frames": [0.5]}, "whole numbers"),
     ("a.npz", {"K": K, "frames": [0, 0]}, "none twice"),

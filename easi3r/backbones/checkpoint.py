@@ -17,8 +17,9 @@ from torch import Tensor
 
 from easi3r.backbones.configuration import parse_config, parse_constructor
 from easi3r.backbones.dust3r import Dust3r, Dust3rConfig
-from easi3r.backbones.files import CheckpointInfo, Weights, read_config_json, read_weights, some_of
+from easi3r.backbones.files import CheckpointInfo, Weights, plain_tensors, read_config_json, read_weights, some_of
 from easi3r.backbones.interface import Backbone
+from easi3r.backbones.pickled import text_keys
 from easi3r.backbones.vggt_checkpoint import build_vggt, is_vggt, licence_of_vggt
 from easi3r.errors import CheckpointError
 
@@ -35,6 +36,7 @@ LICENCES = {  # by a piece of the public names
     "mast3r": "CC BY-NC-SA 4.0 (non-commercial; Naver, and the terms of its training data)",
     "monst3r": "CC BY-NC-SA 4.0 (non-commercial; as published by its authors)",
 }
+MAX_CONFIG = 1 << 20  # bytes of config.json
 UNKNOWN_LICENCE = "unknown: see where you got the weights from"
 
 
@@ -47,11 +49,13 @@ def load_checkpoint(name: str | Path) -> tuple[Backbone, CheckpointInfo]:
     weights, what = read_weights(name), f"the checkpoint {name}"
     network: Backbone
     if is_vggt(weights.table):
-        network, licence = build_vggt(weights.table, what), licence_of_vggt(str(name))
+        network = build_vggt(plain_tensors(weights.table, weights.file), what)
+        licence = licence_of_vggt(str(name))
     else:
         arguments, tensors = _dust3r_of(weights)
         network = build_network(parse_config(arguments, what), tensors, what)
-        licence = str(arguments.get("license") or licence_of(str(name)))
+        said = arguments.get("license")
+        licence = (" ".join(said.split())[:200] if isinstance(said, str) else "") or licence_of(str(name))
     return network.float(), CheckpointInfo(str(name), weights.file, licence)
 
 
@@ -62,11 +66,16 @@ def _dust3r_of(weights: Weights) -> tuple[Mapping[str, Any], Mapping[str, Tensor
         return read_config_json(weights.folder), table
     if not isinstance(table.get("model"), dict) or "args" not in table:
         raise CheckpointError(
-            f"The checkpoint {weights.file} is another model's (it holds {some_of([str(key) for key in table])}); "
+            f"The checkpoint {weights.file} is another model's (it holds {some_of(text_keys(table))}); "
             "expected 'args' and 'model', as in DUSt3R, MonST3R and MASt3R files, or VGGT's tensors."
         )
-    tensors = {str(k): v for k, v in table["model"].items() if isinstance(v, Tensor)}
-    return parse_constructor(str(getattr(table["args"], "model", table["args"]))), tensors
+    constructor = getattr(table["args"], "model", table["args"])
+    if not isinstance(constructor, str):  # nor turned into text: a few nested lists may stand for gigabytes of it
+        raise CheckpointError(
+            f"The checkpoint {weights.file} is another model's (its constructor is a {type(constructor).__name__}); "
+            "expected text, as in DUSt3R, MonST3R and MASt3R files."
+        )
+    return parse_constructor(constructor), plain_tensors(table["model"], weights.file)
 
 
 def licence_of(name: str) -> str:

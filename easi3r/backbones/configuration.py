@@ -23,6 +23,7 @@ LIMITS = {  # far above any network of this family: keeps absurd configurations 
     "patch_size": 1 << 8,
 }
 MAX_IMAGE_SIZE = 1 << 16
+MAX_TEXT = 10_000  # characters of a constructor
 
 WORDS = {  # argument: what of it counts, how a message describes it, and its value where the file has none
     "pos_embed": (r"RoPE(0*[1-9]\d{0,8}(?:\.\d+)?)", "RoPE with its base, as in RoPE100,", "RoPE100"),
@@ -44,6 +45,8 @@ def parse_constructor(text: str) -> dict[str, Any]:
     """
     given = f"The checkpoint calls its model {' '.join(text.split())[:80]!r}"
     try:
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"more than {MAX_TEXT} characters")
         call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in MODEL_CLASSES:
             raise CheckpointError(f"{given}, which is another model; expected {' or '.join(MODEL_CLASSES)}.")

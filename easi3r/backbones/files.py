@@ -7,19 +7,21 @@ import hashlib
 import json
 import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
+from easi3r.backbones.pickled import load_pickled, tensors_of
 from easi3r.backbones.safetensors import read_safetensors
 from easi3r.errors import CheckpointError, MissingExtraError
+from easi3r.untrusted import read_bytes
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
+MAX_CONFIG = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,11 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     if not config_file.is_file():
         raise CheckpointError(f"The folder {folder} has no {CONFIG}; expected {CONFIG} and {TENSORS}.")
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config = json.loads(read_bytes(config_file, MAX_CONFIG))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{config_file} is not JSON ({error}); expected the constructor's arguments.") from error
+        raise CheckpointError(
+            f"{config_file} is not JSON ({str(error)[:120]}); expected the constructor's arguments."
+        ) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{config_file} holds a {type(config).__name__}; expected the constructor's arguments.")
     return config
@@ -93,7 +97,7 @@ def read_config_json(folder: Path) -> dict[str, Any]:
 
 def some_of(names: list[str]) -> str:
     """The first three names, and how many more there are."""
-    shown = ", ".join(names[:3])
+    shown = ", ".join(name[:100] for name in names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
@@ -128,8 +132,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
                 f"{path} cannot be read as safetensors ({error}); see whether its download was complete."
             ) from error
     try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = load_pickled(path, SAFE_GLOBALS)
     except Exception as error:  # a damaged pickle raises nearly anything
         unsafe = re.search(r"(?:GLOBAL|Trying to call reduce for unrecognized function) (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and unsafe:
@@ -137,11 +140,23 @@ def _read_file(path: Path) -> Mapping[str, Any]:
                 f"The checkpoint {path} was not loaded, since it holds more than tensors and plain values "
                 f"({unsafe[1]}) and could run code; expected weights of DUSt3R, MonST3R, MASt3R or VGGT."
             ) from error
-        raise CheckpointError(
-            f"The checkpoint {path} cannot be read ({type(error).__name__}); expected a file written by torch.save, "
-            "so see whether its download was complete."
-        ) from error
+        raise CheckpointError(_unreadable(path, type(error).__name__)) from error
     return content if isinstance(content, dict) else {type(content).__name__: content}
+
+
+def plain_tensors(table: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
+    """The tensors of a table by name; CheckpointError where they are no plain numbers, or larger than their file."""
+    try:
+        return tensors_of(table, file.stat().st_size)
+    except ValueError as error:
+        raise CheckpointError(_unreadable(file, str(error))) from error
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    return (
+        f"The checkpoint {path} cannot be read ({reason}); expected a file written by torch.save, so see whether its "
+        "download was complete."
+    )
 
 
 def _download(hub_id: str) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 from easi3r.decoding import VIDEO_SUFFIXES, read_image, video_stream
 from easi3r.errors import InputError
 from easi3r.structures import Array, Crop
+from easi3r.untrusted import leads_outside
 
 if TYPE_CHECKING:
     from easi3r.scene import Motion, Scene
@@ -79,7 +80,7 @@ def source_images(scene: Motion) -> Iterator[Array]:
     """[h, w, 3] uint8 RGB of the source, frame after frame; InputError where it is gone or has changed."""
     source, names = Path(scene.meta.get("source", "")), scene.meta.get("names", [])
     advice = "restore it, or export without original_images"
-    if scene.meta.get("source", "array") == "array" or len(names) != scene.num_frames:
+    if str(source) in (".", "array") or len(names) != scene.num_frames:
         raise InputError(
             "The scene was made from an array, so it has no source frames; export without original_images."
         )
@@ -119,6 +120,8 @@ def _video_images(source: Path, names: list[str]) -> Iterator[Array]:
 def _file_images(source: Path, names: list[str]) -> Iterator[Array]:
     for name in names:
         path = source / name if source.is_dir() else source
+        if path.is_symlink() and path != source and leads_outside(path, source):
+            raise InputError(f"{path} is a link out of {source} now; put the file itself there.")
         if not path.exists():  # or the images came from several folders, of which only the first is on record
             return
         yield read_image(path)

@@ -50,7 +50,7 @@ def write_player(
     """Write the page and return its absolute path; OutputError where it cannot be written."""
     page = player_page(scene, max_points=max_points, keep=keep, progress=progress)
     with whole_file(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of files that are no UTF-8
     return Path(path).absolute()
 
 
