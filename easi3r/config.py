@@ -52,9 +52,10 @@ class MotionSettings:
     passes: Literal[1, 2] = 2  # 2: decode again with attention to moving regions cut off
     masks: Any = None  # array [n, H, W] or folder of PNGs, True / 255 = moves; 'none': nothing moves; None: find them
     clusters: int = 64  # k-means over encoder tokens; as many as there are tokens at most
-    evidence: Literal["both", "attention", "flow"] = "both"  # attention: masks as published; flow: epipolar residuals;
-    # both: what attention finds and flow does not refute, and what flow alone proves
-    min_motion: float = 0.004  # distance from the epipolar line that counts as motion, over the images' long side
+    evidence: Literal["both", "attention", "flow"] = "both"  # attention: masks as published; flow: what leaves the
+    # epipolar lines; both: flow, and attention in close calls
+    min_motion: float = 0.0024  # distance from the epipolar line that counts as motion, over the images' long side;
+    # more in a pair whose flow is noisier
 
 
 @dataclass(frozen=True)

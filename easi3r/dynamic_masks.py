@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from easi3r.guided_filter import guided_filter
 from easi3r.normalise import min_max_per_frame
 from easi3r.structures import Array, DynamicMasks
 
 HISTOGRAM_BINS = 256
+CLOSE_CALL = (
+    0.1  # of the score; more of the bundled checkpoint's attention lowers J on some clips as it raises it on others
+)
 
 
 def cluster_tokens(tokens: Tensor, num_clusters: int, seed: int) -> Array:
@@ -51,40 +55,38 @@ def make_masks(dynamic_map: Array, labels: Array, patch_size: int) -> DynamicMas
     return DynamicMasks(score.clip(0, 1), mask, threshold)
 
 
-def add_flow(masks: DynamicMasks, labels: Array, residual_px: Array, min_motion_px: float) -> DynamicMasks:
-    """What attention finds and flow does not refute, and what flow alone proves.  Arguments as for ``refute``."""
-    kept, proven = refute(masks, labels, residual_px, min_motion_px), prove(residual_px, min_motion_px)
-    return DynamicMasks(np.maximum(kept.score, proven.score), kept.mask | proven.mask, masks.threshold)
+def add_flow(masks: DynamicMasks, excess: Array, images: Array) -> DynamicMasks:
+    """What flow says, and in close calls attention: its score shifts flow's by up to CLOSE_CALL / 2 either way.
+
+    masks: by attention.  excess: [n, H, W] distance from the epipolar lines over what counts as motion, NaN = unknown.
+    images: [n, H, W, 3] uint8 RGB.
+    """
+    score = motion_score(excess, images) + np.float32(CLOSE_CALL) * (masks.score - np.float32(0.5))
+    return DynamicMasks(score.clip(0, 1), score > 0.5, 0.5)
+
+
+def prove_by_flow(excess: Array, images: Array) -> DynamicMasks:
+    """What flow alone says; arguments as for ``add_flow``."""
+    score = motion_score(excess, images)
+    return DynamicMasks(score, score > 0.5, 0.5)
+
+
+def motion_score(excess: Array, images: Array) -> Array:
+    """[n, H, W] float32 in [0, 1]: x / (1 + x) of the excess, 1/2 at the limit, smoothed within the images' edges.
+
+    The flow of a mover bleeds into what is beside it; the guided filter draws it back.  What is unknown counts as 0.
+    """
+    score = prove(excess, 1.0).score
+    return np.stack([guided_filter(*frame) for frame in zip(score, images, strict=True)]).clip(0, 1)
 
 
 def prove(residual_px: Array, min_motion_px: float) -> DynamicMasks:
-    """Pixels whose flow leaves the epipolar lines by more than ``min_motion_px``, after a 5 x 5 median.
+    """Pixels whose flow is off by more than ``min_motion_px``, after a 5 x 5 median.
 
     residual_px: [n, H, W], NaN = unknown, which proves nothing.  The score r / (r + min_motion_px) is 1/2 there.
     """
     smooth = np.stack([cv2.medianBlur(np.nan_to_num(frame).astype(np.float32), 5) for frame in residual_px])
     return DynamicMasks(smooth / (smooth + np.float32(min_motion_px)), smooth > min_motion_px, 0.5)
-
-
-def refute(masks: DynamicMasks, labels: Array, residual_px: Array, min_motion_px: float) -> DynamicMasks:
-    """Clear the clusters that the camera's own motion explains.
-
-    labels: [n, h, w] cluster of each token.  residual_px: [n, H, W] distance of each pixel's flow from its epipolar
-    line, NaN = unknown.  A cluster stays where the median of what is known of it, over all frames, exceeds
-    ``min_motion_px``, and where nothing is known.
-    """
-    n, height, width = residual_px.shape
-    patch = height // labels.shape[1]
-    pixels = (
-        residual_px.reshape(n, height // patch, patch, width // patch, patch).swapaxes(2, 3).reshape(labels.size, -1)
-    )
-    keep = np.ones(int(labels.max()) + 1, dtype=bool)
-    for cluster in range(len(keep)):
-        known = pixels[labels.reshape(-1) == cluster]
-        known = known[~np.isnan(known)]
-        keep[cluster] = not len(known) or np.median(known) > min_motion_px
-    kept = keep[labels].repeat(patch, axis=1).repeat(patch, axis=2)
-    return DynamicMasks(np.where(kept, masks.score, 0).astype(np.float32), masks.mask & kept, masks.threshold)
 
 
 def best_multi_otsu(values: Array) -> float | None:

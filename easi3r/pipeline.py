@@ -26,8 +26,8 @@ from easi3r.backbones.checkpoint import CheckpointInfo
 from easi3r.backbones.dust3r import Dust3r
 from easi3r.clean import clean_confidence
 from easi3r.config import Settings
-from easi3r.dynamic_masks import add_flow, cluster_tokens, make_masks, prove
-from easi3r.epipolar import epipolar_residual
+from easi3r.dynamic_masks import add_flow, cluster_tokens, make_masks, prove_by_flow
+from easi3r.epipolar import epipolar_excess
 from easi3r.errors import InputError
 from easi3r.flow import estimate_flow
 from easi3r.frames import read_frames
@@ -199,8 +199,9 @@ class Job:
             asks = settings.motion.evidence != "attention" and given.masks is None
             wanted = (aligns or asks) and n > 1
             flow = estimate_flow(images, pairs, settings.flow, progress, self.network.device) if wanted else None
-            residual = epipolar_residual(flow, n, progress) if asks and flow is not None else None
-        masks, attention, predictions = self.find_motion(images, tokens, pairs, given.masks, residual, batch_size)
+            least = settings.motion.min_motion * max(images.shape[1:3])
+            excess = epipolar_excess(flow, n, least, progress) if asks and flow is not None else None
+        masks, attention, predictions = self.find_motion(images, tokens, pairs, given.masks, excess, batch_size)
         whole.write_motion(masks, attention, piece, shared)
         if predictions is None:
             return
@@ -228,13 +229,13 @@ class Job:
         tokens: Tensor,
         pairs: Array,
         given: DynamicMasks | None,
-        residual: Array | None,
+        excess: Array | None,
         batch_size: int,
     ) -> tuple[DynamicMasks, AttentionMaps, PairPredictions | None]:
         """Decoders once or twice: masks of one pass cut the attention of the next.
 
         Masks, maps and points are those of the last pass; given masks need a single one, and are returned as they are.
-        residual: [n, H, W] epipolar residuals, for masks that rest on flow too; None: masks as published.
+        excess: [n, H, W] of ``epipolar_excess``, for masks that rest on flow too; None: masks as published.
         """
         network, settings, clock = self.network, self.settings, self.clock
         n, height, width = images.shape[:3]
@@ -268,10 +269,9 @@ class Job:
                 attention = statistics.maps()
                 if given is None:
                     masks = make_masks(attention.dynamic_map, labels, patch_size)
-                    if residual is not None:
-                        least = settings.motion.min_motion * max(height, width)
+                    if excess is not None:
                         both = settings.motion.evidence == "both"
-                        masks = add_flow(masks, labels, residual, least) if both else prove(residual, least)
+                        masks = add_flow(masks, excess, images) if both else prove_by_flow(excess, images)
         assert masks is not None
         return masks, attention, predictions
 

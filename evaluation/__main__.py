@@ -10,6 +10,7 @@ COMMANDS = {  # module and function; nothing is imported before it is asked for
     "benchmark": ("evaluation.benchmark", "main"),
     "check": ("evaluation.evaluate", "check"),
     "checkpoint": ("evaluation.checkpoint", "main"),
+    "masks": ("evaluation.masks", "main"),
     "synthetic": ("evaluation.synthetic", "main"),
     "verdict": ("evaluation.verdict", "main"),
 }
