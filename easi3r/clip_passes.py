@@ -106,7 +106,7 @@ class ClipPasses:
             attention = statistics.maps(nothing_varies=frames_are_the_same(piece.tokens))
         masks = piece.masks
         if masks is None:
-            masks = masks_of(attention.dynamic_map, labels, network.patch_size, piece.residual_px, settings.motion)
+            masks = masks_of(attention.dynamic_map, labels, piece.images, piece.excess, settings.motion)
         if read_outs is None:
             return Found(masks, attention)
         return self.with_cameras(piece, settings, read_outs, masks, attention)
@@ -142,7 +142,7 @@ class ClipPasses:
                     seed=settings.seed,
                     progress=self.progress,
                 )
-                masks = cleared(masks, seen, piece.residual_px, settings.motion.min_motion * max(size))
+                masks = cleared(masks, seen, piece.excess)
         cameras = AlignedCameras(camera_to_world.astype(np.float32), intrinsics.astype(np.float32), depth, confidence)
         return Found(masks, attention, cameras=cameras, tracks=tracks)
 
@@ -193,12 +193,12 @@ def from_first(camera_to_world: Array) -> Array:
     return np.asarray(moved)
 
 
-def cleared(masks: DynamicMasks, seen: Array, residual_px: Array | None, least_px: float) -> DynamicMasks:
+def cleared(masks: DynamicMasks, seen: Array, excess: Array | None) -> DynamicMasks:
     """``masks`` without what the cameras explain, ``seen`` [n, H, W] being what is left; what flow alone proves stays.
 
     The score of what is cleared is zero.
     """
-    mask = seen if residual_px is None else seen | prove(residual_px, least_px).mask
+    mask = seen if excess is None else seen | (masks.mask & prove(excess, 1.0).mask)
     return DynamicMasks(np.where(masks.mask & ~mask, np.float32(0), masks.score), mask, masks.threshold)
 
 

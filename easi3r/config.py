@@ -55,11 +55,11 @@ class MotionSettings:
     masks: Any = None  # array [n, H, W] or folder of PNGs; 'none': nothing moves; None: find them
     mask_polarity: Literal["moving", "static"] = "moving"  # what True / 255 means in given masks
     clusters: int = 64  # k-means over encoder tokens; as many as there are tokens at most
-    evidence: Literal["both", "attention", "flow"] = "both"  # attention: masks as published; flow: epipolar residuals;
-    # both: what attention finds and flow does not refute, and what flow alone proves
+    evidence: Literal["both", "attention", "flow"] = "both"  # attention: masks as published; flow: what leaves the
+    # epipolar lines; both: flow, and attention in close calls
+    min_motion: float = 0.0024  # distance from the epipolar line that counts as motion, over the images' long side;
+    # more in a pair whose flow is noisier
     reprojection: bool = True  # networks that see all frames at once: clear what their cameras and depths explain
-    min_motion: float = 0.004  # distance from the epipolar line that counts as motion, over the images' long side;
-    # motions of two touching parts that differ by more than that per frame make them two instances
     instances: bool = True  # tell things that move apart, and follow them; it needs optical flow
     # what of the attention's score counts as motion (flow has ``min_motion``); a number is the threshold itself:
     threshold: Literal["multi-otsu", "otsu", "percentile"] | float = "multi-otsu"  # multi-otsu: as published

@@ -11,28 +11,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from easi3r.config import MotionSettings
+from easi3r.guided_filter import guided_filter
 from easi3r.mask_cleaning import clean_masks
 from easi3r.normalise import min_max_per_frame
 from easi3r.structures import Array, DynamicMasks
 from easi3r.thresholds import ThresholdRule
 
 AS_PUBLISHED = ThresholdRule()  # multi-Otsu, one threshold for the clip
+CLOSE_CALL = 0.1  # of the score; more of a weak network's attention lowers J on some clips as it raises it on others
 
 
 def masks_of(
-    dynamic_map: Array, labels: Array, patch_size: int, residual_px: Array | None, settings: MotionSettings
+    attention: Array, labels: Array, images: Array, excess: Array | None, settings: MotionSettings
 ) -> DynamicMasks:
     """What moves, by the evidence that the settings ask for.
 
-    dynamic_map: [n, h, w].  labels: [n, h, w].  residual_px: [n, H, W] epipolar residuals of the flow; None: attention
-    alone, as published.
+    attention: [n, h, w] dynamic map.  labels: [n, h, w] clusters.  images: [n, H, W, 3] uint8 RGB.
+    excess: [n, H, W] of ``epipolar_excess``; None: attention alone, as published.
     """
     rule = ThresholdRule(settings.threshold, settings.threshold_per, settings.percentile)
-    masks = make_masks(dynamic_map, labels, patch_size, rule)
-    if residual_px is not None:
-        least = settings.min_motion * max(residual_px.shape[1:])
-        both = settings.evidence == "both"
-        masks = add_flow(masks, labels, residual_px, least) if both else prove(residual_px, least)
+    masks = make_masks(attention, labels, images.shape[1] // labels.shape[1], rule)
+    if excess is not None:
+        masks = add_flow(masks, excess, images) if settings.evidence == "both" else prove_by_flow(excess, images)
     return clean_masks(masks, smoothing=settings.smoothing, min_area=settings.min_area, fill_holes=settings.fill_holes)
 
 
@@ -70,14 +70,33 @@ def make_masks(dynamic_map: Array, labels: Array, patch_size: int, rule: Thresho
     return DynamicMasks(score.clip(0, 1), mask, threshold)
 
 
-def add_flow(masks: DynamicMasks, labels: Array, residual_px: Array, min_motion_px: float) -> DynamicMasks:
-    """What attention finds and flow does not refute, and what flow alone proves.  Arguments as for ``refute``."""
-    kept, proven = refute(masks, labels, residual_px, min_motion_px), prove(residual_px, min_motion_px)
-    return DynamicMasks(np.maximum(kept.score, proven.score), kept.mask | proven.mask, masks.threshold)
+def add_flow(masks: DynamicMasks, excess: Array, images: Array) -> DynamicMasks:
+    """What flow says, and in close calls attention: its score shifts flow's by up to CLOSE_CALL / 2 either way.
+
+    masks: by attention.  excess: [n, H, W] distance from the epipolar lines over what counts as motion, NaN = unknown.
+    images: [n, H, W, 3] uint8 RGB.
+    """
+    score = motion_score(excess, images) + np.float32(CLOSE_CALL) * (masks.score - np.float32(0.5))
+    return DynamicMasks(score.clip(0, 1), score > 0.5, 0.5)
+
+
+def prove_by_flow(excess: Array, images: Array) -> DynamicMasks:
+    """What flow alone says; arguments as for ``add_flow``."""
+    score = motion_score(excess, images)
+    return DynamicMasks(score, score > 0.5, 0.5)
+
+
+def motion_score(excess: Array, images: Array) -> Array:
+    """[n, H, W] float32 in [0, 1]: x / (1 + x) of the excess, 1/2 at the limit, smoothed within the images' edges.
+
+    The flow of a mover bleeds into what is beside it; the guided filter draws it back.  What is unknown counts as 0.
+    """
+    score = prove(excess, 1.0).score
+    return np.stack([guided_filter(*frame) for frame in zip(score, images, strict=True)]).clip(0, 1)
 
 
 def prove(residual_px: Array, min_motion_px: float) -> DynamicMasks:
-    """Pixels whose flow leaves the epipolar lines by more than ``min_motion_px``, after a 5 x 5 median.
+    """Pixels whose flow is off by more than ``min_motion_px``, after a 5 x 5 median.
 
     residual_px: [n, H, W], NaN = unknown, which proves nothing.  The score r / (r + min_motion_px) is 1/2 there.
     """

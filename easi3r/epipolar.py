@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -13,6 +14,8 @@ from easi3r.structures import Array, PairFlow
 
 MIN_POINTS = 64  # valid pixels of a pair, below which nothing is said about it
 SAMPLED_POINTS = 400  # pixels that the fundamental matrix is found from
+NOISE_LIMIT = 2.0  # deviations of a pair's flow from its epipolar lines, up to which they are noise
+DEVIATION_OVER_MEDIAN = 1.4826  # of the distances of a normal distribution
 
 
 def epipolar_residual(flow: PairFlow, num_frames: int, progress: Progress) -> Array:
@@ -20,16 +23,36 @@ def epipolar_residual(flow: PairFlow, num_frames: int, progress: Progress) -> Ar
 
     Unknown is a pixel whose flow is nowhere valid.  What moves along its epipolar line is not seen.
     """
+    return _median_over_pairs(flow, num_frames, progress, lambda distance: distance)
+
+
+def epipolar_excess(flow: PairFlow, num_frames: int, min_motion_px: float, progress: Progress) -> Array:
+    """[n, H, W] float32: the same, each pair's distances divided by what counts as motion there: above 1, it moves.
+
+    That is ``min_motion_px``, or NOISE_LIMIT times the noise of the pair's own flow where that is more: in a hand-held
+    clip, and over long steps, flow is too noisy for one limit.  The noise is what the median distance says about it
+    while most pixels stand still (Rousseeuw and Leroy 1987).
+    """
+
+    def excess(distance: Array) -> Array:
+        known = distance[~np.isnan(distance)]
+        noise = DEVIATION_OVER_MEDIAN * float(np.median(known)) if len(known) else 0.0
+        return distance / max(min_motion_px, NOISE_LIMIT * noise)
+
+    return _median_over_pairs(flow, num_frames, progress, excess)
+
+
+def _median_over_pairs(flow: PairFlow, num_frames: int, progress: Progress, measure: Callable[[Array], Array]) -> Array:
     height, width = flow.flow.shape[1:3]
-    residual = np.full((num_frames, height, width), np.nan, dtype=np.float32)
+    medians = np.full((num_frames, height, width), np.nan, dtype=np.float32)
     first = flow.pairs[:, 0]
     for frame in progress(range(num_frames), "epipolar geometry"):
-        of_pairs = [sampson_distance(flow.flow[k], flow.valid[k]) for k in np.flatnonzero(first == frame)]
+        of_pairs = [measure(sampson_distance(flow.flow[k], flow.valid[k])) for k in np.flatnonzero(first == frame)]
         if of_pairs:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # a pixel that is unknown in all pairs
-                residual[frame] = np.nanmedian(np.stack(of_pairs), axis=0)
-    return residual
+                medians[frame] = np.nanmedian(np.stack(of_pairs), axis=0)
+    return medians
 
 
 def sampson_distance(flow: Array, valid: Array) -> Array:

@@ -17,6 +17,7 @@ from easi3r.structures import Array, PairFlow
 CARRIED = 0.5  # of what flow carries from one region into another frame's mask, from which on the two are linked
 COMPATIBLE = 0.5  # of what two tracks show at the same time, that must move alike for them to be one
 ALIKE = 0.5  # cosine of the mean tokens of two tracks, from which on they are one thing seen again
+DIFFERENT = 0.004  # of two motions, in long sides of the image per frame, that make two things
 MAX_IDS = 65535  # what a PNG of 16 bits can hold
 
 

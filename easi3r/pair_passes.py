@@ -97,7 +97,7 @@ class PairPasses:
                     )
                 attention = statistics.maps()
                 if piece.masks is None:
-                    masks = masks_of(attention.dynamic_map, labels, patch_size, piece.residual_px, settings.motion)
+                    masks = masks_of(attention.dynamic_map, labels, piece.images, piece.excess, settings.motion)
         assert masks is not None
         return Found(masks, attention, predictions)
 

@@ -25,7 +25,7 @@ class Piece:
     tokens: Tensor  # [n, N, C] of the encoder, on any device
     pairs: Array  # [P, 2] int64, the frames that are compared
     masks: DynamicMasks | None  # given by the user, and returned as they are
-    residual_px: Array | None  # [n, H, W] epipolar residuals, for masks that rest on flow too; None: attention alone
+    excess: Array | None  # [n, H, W] of ``epipolar_excess``, for masks that rest on flow too; None: attention alone
     batch_size: int  # pairs at once
     boxes: tuple[Box, ...] | None = None  # where each image lies, in pixels, if they are of unequal size
     queries: Array | None = None  # [t, 2] (x, y) pixels of the first frame to follow through all

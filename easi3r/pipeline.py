@@ -28,13 +28,13 @@ from easi3r.clip_passes import ClipPasses
 from easi3r.clock import Clock
 from easi3r.config import KnownSettings, Settings
 from easi3r.device import is_out_of_memory
-from easi3r.epipolar import epipolar_residual
+from easi3r.epipolar import epipolar_excess
 from easi3r.errors import InputError
 from easi3r.flow import estimate_flow
 from easi3r.frames import read_frames
 from easi3r.given_masks import doubt_polarity, read_masks
 from easi3r.inference import encode_frames
-from easi3r.instances import find_instances
+from easi3r.instances import DIFFERENT, find_instances
 from easi3r.known import check_first_piece, read_known
 from easi3r.pair_passes import PairPasses
 from easi3r.pair_views import pair_views, starting_at
@@ -253,16 +253,17 @@ class Job:
             follows = settings.motion.instances and (given.masks is None or bool(given.masks.mask.any()))
             wanted = (wants_flow or asks or follows) and n > 1
             flow = estimate_flow(images, pairs, settings.flow, progress, self.passes.network.device) if wanted else None
-            residual = epipolar_residual(flow, n, progress) if asks and flow is not None else None
+            least = settings.motion.min_motion * max(images.shape[1:3])
+            excess = epipolar_excess(flow, n, least, progress) if asks and flow is not None else None
         queries = self.queries if whole.tracks is None else whole.tracks.coordinates[piece.start]
-        seen = Piece(images, tokens, pairs, given.masks, residual, batch_size, given.boxes, queries)
+        seen = Piece(images, tokens, pairs, given.masks, excess, batch_size, given.boxes, queries)
         found = self.passes.look(seen, settings, masks_only=self.masks_only)
         masks = found.masks
         things = masks.mask  # or ids of what moves apart
         if settings.motion.instances:
             with self.clock("instances"):
                 spread = tokens.float().cpu().numpy().reshape(*found.attention.dynamic_map.shape, -1)
-                things = find_instances(masks.mask, flow, spread, settings.motion.min_motion, progress)
+                things = find_instances(masks.mask, flow, spread, DIFFERENT, progress)
         if self.refiner is not None:
             with self.clock("sam2"):
                 things = self.refiner(images, things, progress)

@@ -47,7 +47,7 @@ CHECKS = (
         "cameras and depth miss the optical flow of static pixels by {value:.2%} of the image's long side (limit "
         "{limit:.1%}): poses or masks are wrong; try other masks, a larger window or fewer frames.",
         doubtful=0.003,  # good 0.2 %, demo too but for one clip (0.6 %) whose depth is off by 10 %; DIS itself 0.15 %
-        bad=0.008,  # a pixel of 128, and twice what motion.min_motion calls motion: static pixels move
+        bad=0.008,  # a pixel of 128, and three times what motion.min_motion calls motion: static pixels move
     ),
     Check(
         "flow_residual_worst_frame_of_long_side",

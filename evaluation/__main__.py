@@ -11,6 +11,7 @@ COMMANDS = {  # module and function; nothing is imported before it is asked for
     "check": ("evaluation.evaluate", "check"),
     "checkpoint": ("evaluation.checkpoint", "main"),
     "instances": ("evaluation.instances", "main"),
+    "masks": ("evaluation.masks", "main"),
     "synthetic": ("evaluation.synthetic", "main"),
     "verdict": ("evaluation.verdict", "main"),
 }

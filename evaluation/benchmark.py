@@ -31,7 +31,7 @@ from easi3r.config import PairSettings, Settings
 from easi3r.demo.rendering import render
 from easi3r.demo.worlds import FAMILIES, make_world
 from easi3r.dynamic_masks import add_flow, cluster_tokens, make_masks
-from easi3r.epipolar import epipolar_residual
+from easi3r.epipolar import epipolar_excess
 from easi3r.flow import estimate_flow
 from easi3r.inference import empty_predictions, encode_frames, observe_pairs
 from easi3r.model import Easi3R
@@ -172,10 +172,10 @@ def peak_on_gpu(network: Dust3r, twin: Dust3r, size: tuple[int, int], pair: list
     return result
 
 
-def two_passes(network: Dust3r, images: Array, labels: Array, residual: Array | None) -> tuple[Array, Tensor]:
-    """Masks [n, H, W] and points of both passes, clusters given; without residual by the published rule."""
+def two_passes(network: Dust3r, images: Array, labels: Array, excess: Array | None) -> tuple[Array, Tensor]:
+    """Masks [n, H, W] and points of both passes, clusters given; without excess by the published rule."""
     n, height, width = images.shape[:3]
-    pairs, settings, patch = make_pairs(n, PairSettings()), Settings().motion, network.config.patch_size
+    pairs, patch = make_pairs(n, PairSettings()), network.config.patch_size
     predictions = empty_predictions(pairs, height, width, torch.float32)
     tokens, moving = encode_frames(network, images, 8, silent), None
     for number in (1, 2):
@@ -187,8 +187,8 @@ def two_passes(network: Dust3r, images: Array, labels: Array, residual: Array | 
             predictions=predictions if number == 2 else None,
         )
         masks = make_masks(folded.maps().dynamic_map, labels, patch)
-        if residual is not None:
-            masks = add_flow(masks, labels, residual, settings.min_motion * max(height, width))
+        if excess is not None:
+            masks = add_flow(masks, excess, images)
         moving = masks.tokens(patch)
     return masks.mask, torch.cat([predictions.points_first, predictions.points_second])
 
@@ -205,8 +205,10 @@ def precision(checkpoint: str, clips: int, frames: int, dtype: torch.dtype) -> d
         grid, pairs = exact.grid_of(*images.shape[1:3]), make_pairs(frames, PairSettings())
         tokens = encode_frames(exact, images, 8, silent)
         labels = cluster_tokens(tokens, Settings().motion.clusters, 0).reshape(-1, *grid)
-        residual = epipolar_residual(estimate_flow(images, pairs, Settings().flow, silent), frames, silent)
-        for name, evidence in (("published rule", None), ("default", residual)):
+        least = Settings().motion.min_motion * max(images.shape[1:3])
+        flow = estimate_flow(images, pairs, Settings().flow, silent)
+        excess = epipolar_excess(flow, frames, least, silent)
+        for name, evidence in (("published rule", None), ("default", excess)):
             (mask, points), (low_mask, low_points) = (
                 two_passes(network, images, labels, evidence) for network in (exact, rounded)
             )

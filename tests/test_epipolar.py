@@ -8,8 +8,8 @@ import pytest
 from easi3r.config import PairSettings
 from easi3r.demo.rendering import Clip, render
 from easi3r.demo.worlds import FAMILIES, Family, make_world
-from easi3r.dynamic_masks import add_flow, prove, refute
-from easi3r.epipolar import MIN_POINTS, epipolar_residual, sampson_distance
+from easi3r.dynamic_masks import add_flow, prove, prove_by_flow
+from easi3r.epipolar import MIN_POINTS, epipolar_excess, epipolar_residual, sampson_distance
 from easi3r.metrics import jaccard
 from easi3r.pairs import make_pairs
 from easi3r.progress import silent
@@ -76,31 +76,42 @@ def test_frames_without_pairs_are_unknown() -> None:
     assert np.isnan(epipolar_residual(flow, 1, silent)).all()
 
 
-def masks_and_labels() -> tuple[DynamicMasks, Array]:
-    """One frame of 2 x 3 tokens of 4 pixels, everything called moving; three clusters."""
-    score = np.full((1, 8, 12), 0.5, np.float32)
-    return DynamicMasks(score, np.ones((1, 8, 12), bool), 0.3), np.array([[[0, 1, 2], [0, 1, 2]]])
+def test_excess_counts_in_what_is_motion_in_each_pair(clip: Clip) -> None:
+    """Exact flow has no noise, so the limit is the setting's; with noise it is that of the pair."""
+    flow = exact_flow(clip)
+    np.testing.assert_allclose(
+        epipolar_excess(flow, 5, 0.5, silent), epipolar_residual(flow, 5, silent) / 0.5, rtol=1e-5, equal_nan=True
+    )
+    dice = np.random.default_rng(0)
+    noisy = PairFlow(flow.pairs, flow.flow + dice.normal(0, 0.4, flow.flow.shape).astype(np.float32), flow.valid)
+    by_hand = []
+    for k in np.flatnonzero(flow.pairs[:, 0] == 2):
+        distance = sampson_distance(noisy.flow[k], noisy.valid[k])
+        by_hand.append(distance / max(0.1, 2 * 1.4826 * np.nanmedian(distance)))
+    excess = epipolar_excess(noisy, 5, 0.1, silent)
+    known = ~np.isnan(excess[2])
+    np.testing.assert_allclose(excess[2][known], np.nanmedian(np.stack(by_hand)[:, known], axis=0), rtol=1e-5)
+    still = ~clip.dynamic_mask & ~np.isnan(excess)
+    assert (excess[still] > 1).mean() < 0.1 < (epipolar_residual(noisy, 5, silent)[still] > 0.1).mean()
 
 
-def test_refuted_clusters_are_cleared_and_others_stay() -> None:
-    masks, labels = masks_and_labels()
-    residual = np.zeros((1, 8, 12), np.float32)
-    residual[:, :, 4:8] = 2.0  # cluster 1 moves
-    residual[:, :, 8:] = np.nan  # of cluster 2 nothing is known
-    kept = refute(masks, labels, residual, 1.0)
-    assert not kept.mask[..., :4].any() and kept.mask[..., 4:].all()
-    np.testing.assert_array_equal(kept.score, masks.score * kept.mask)
-    assert kept.threshold == masks.threshold
+def test_one_noisy_pair_does_not_make_its_frame_move() -> None:
+    """In pixels its noise would count as motion wherever the only other pair is in doubt."""
+    clip = render(make_world(2, FAMILIES["tripod"], num_frames=4), 64, 48)
+    pairs = np.array([(1, 0), (1, 2)])
+    flow, valid = (np.stack(part) for part in zip(*(clip.flow(*pair) for pair in pairs), strict=True))
+    flow[0] += np.random.default_rng(0).normal(0, 3, flow[0].shape)
+    noisy = PairFlow(pairs, flow, valid)
+    still = ~clip.dynamic_mask[1]
+    excess = epipolar_excess(noisy, 4, 0.15, silent)[1]
+    assert (excess[still] > 1).mean() < 0.1 < 0.8 < (epipolar_residual(noisy, 4, silent)[1][still] > 0.15).mean()
+    assert (excess[~still] > 1).mean() > 0.5
 
 
-def test_a_cluster_is_judged_by_the_median_of_what_is_known() -> None:
-    masks, labels = masks_and_labels()
-    residual = np.full((1, 8, 12), 2.0, np.float32)
-    residual[0, :, 0] = np.nan
-    residual[0, :, 1] = 0.0  # a third of what is known of cluster 0
-    assert refute(masks, labels, residual, 1.0).mask.all()
-    residual[0, :, 2] = 0.0
-    assert not refute(masks, labels, residual, 1.0).mask[..., :4].any()
+def test_what_is_unknown_in_all_pairs_has_no_excess() -> None:
+    pairs = make_pairs(2, PairSettings())
+    flow = PairFlow(pairs, np.zeros((2, 12, 16, 2), np.float32), np.zeros((2, 12, 16), bool))
+    assert np.isnan(epipolar_excess(flow, 2, 0.5, silent)).all()
 
 
 def test_flow_proves_what_leaves_the_lines_and_no_speck() -> None:
@@ -115,14 +126,48 @@ def test_flow_proves_what_leaves_the_lines_and_no_speck() -> None:
     assert found.score.dtype == np.float32 and found.score.max() < 1
 
 
-def test_both_is_what_is_not_refuted_and_what_is_proven() -> None:
-    masks, labels = masks_and_labels()
-    masks.mask[..., 4:8] = False  # attention misses cluster 1
-    residual = np.zeros((1, 8, 12), np.float32)
-    residual[:, :, 4:8] = 2.0
-    residual[:, :, 8:] = np.nan
-    found = add_flow(masks, labels, residual, 1.0)
-    assert not found.mask[..., :3].any() and found.mask[:, 2:6, 5:7].all() and found.mask[..., 8:].all()
+def textured(frames: int = 1) -> Array:
+    """[n, 40, 60, 3] grey, with a bright square in rows 10 to 29 and columns 20 to 39."""
+    images = np.full((frames, 40, 60, 3), 60, np.uint8)
+    images[:, 10:30, 20:40] = 200
+    return images
+
+
+def test_flow_that_bleeds_is_drawn_back_to_the_edge() -> None:
+    excess = np.zeros((1, 40, 60), np.float32)
+    excess[0, 8:32, 18:42] = 1.5  # two pixels too far on all sides
+    excess[0, 10:30, 20:40] = 6.0
+    square = textured()[..., 0] > 100
+    found = prove_by_flow(excess, textured())
+    assert jaccard(found.mask, square).mean() > 0.95 > jaccard(prove(excess, 1.0).mask, square).mean() + 0.2
+    np.testing.assert_array_equal(found.mask, found.score > 0.5)
+    assert found.score.dtype == np.float32 and found.score.min() >= 0 and found.score.max() <= 1
+
+
+def test_no_excess_and_unknown_excess_are_no_motion() -> None:
+    for excess in (np.zeros((2, 40, 60), np.float32), np.full((2, 40, 60), np.nan, np.float32)):
+        everything = DynamicMasks(np.ones((2, 40, 60), np.float32), np.ones((2, 40, 60), bool), 0.3)
+        assert not prove_by_flow(excess, textured(2)).mask.any()
+        assert not add_flow(everything, excess, textured(2)).mask.any()
+
+
+def test_attention_decides_close_calls_alone() -> None:
+    attention = np.zeros((1, 40, 60), np.float32)
+    attention[..., 30:] = 1.0
+    masks = DynamicMasks(attention, attention > 0.5, 0.5)
+    for excess, left, right in ((0.7, False, False), (0.95, False, True), (1.05, False, True), (1.4, True, True)):
+        found = add_flow(masks, np.full((1, 40, 60), excess, np.float32), textured()).mask
+        assert (found[..., :30] == left).all() and (found[..., 30:] == right).all(), excess
+
+
+def test_two_frames_have_masks_and_one_has_none() -> None:
+    from easi3r import Easi3R
+
+    clip = render(make_world(5))
+    model = Easi3R.from_pretrained("demo")
+    assert jaccard(model.segment(clip.images[:2]).dynamic_mask, clip.dynamic_mask[:2]).mean() > 0.3
+    assert not model.segment(clip.images[:1]).dynamic_mask.any()
+    assert not model.segment(clip.images[[0, 0]]).dynamic_mask.any()
 
 
 def test_masks_by_flow_find_the_movers() -> None:
@@ -132,12 +177,6 @@ def test_masks_by_flow_find_the_movers() -> None:
     model = Easi3R.from_pretrained("demo")
     found = {evidence: model.segment(clip.images, evidence=evidence) for evidence in ("both", "flow")}
     assert all(jaccard(motion.dynamic_mask, clip.dynamic_mask).mean() > 0.4 for motion in found.values())
-
-
-def test_refuting_adds_nothing() -> None:
-    masks, labels = masks_and_labels()
-    none = DynamicMasks(masks.score, np.zeros_like(masks.mask), None)
-    assert not refute(none, labels, np.full((1, 8, 12), 9.0, np.float32), 1.0).mask.any()
 
 
 def test_default_masks_stay_empty_in_a_still_world_with_a_moving_camera() -> None:
