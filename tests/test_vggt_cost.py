@@ -18,9 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from easi3r.backbones.vggt import LAYERS_READ, ReadOuts, Vggt, VggtConfig
 from easi3r.backbones.vggt_sites import CUT_LAYERS
-from easi3r.clip_passes import clip_flops, encoder_flops
+from easi3r.clip_passes import ClipPasses, clip_flops, encoder_flops
+from easi3r.clock import Clock
+from easi3r.config import Settings
 from easi3r.gram_maps import capture_grams
 from easi3r.precision import in_precision
+from easi3r.progress import silent
 from hooks import drop_keys
 
 GRID = (21, 37)
@@ -136,6 +139,9 @@ def test_frames_need_less_than_half_of_the_published_memory(num_frames: int) -> 
             assert len(depth) == 2 and len(kept) == 2 and second.shape[1] == num_frames
 
         peak = peak_gigabytes(network, [tokens], both_passes)
+    load = ClipPasses(network, silent, Clock()).load((num_frames, *SIZE), 0, 1, Settings(), masks_only=False)
+    forecast = (load.activation_bytes + load.kept_bytes + load.token_bytes) / 1e9
+    assert peak < 1.05 * forecast < 2 * peak
     assert 0.03 * num_frames < peak < 21 / 2 * num_frames / 100
 
 
