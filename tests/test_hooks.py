@@ -22,7 +22,9 @@ from hooks import (
     HookError,
     capture_attention,
     cut_attention,
+    drop_keys,
     find_sites,
+    observe_attention,
     separate_attention,
 )
 from hooks.capture import mean_logits
@@ -445,6 +447,75 @@ def test_sites_are_one_per_layer_in_order(tiny_network, standin) -> None:
     names = [site.name for site in find_sites(tiny_network, "decoder2")]
     assert names == [f"dec_blocks2.{layer}.cross_attn.attend" for layer in range(4)]
     assert [site.name for site in find_sites(standin, "decoder1")] == [f"dec_blocks.{i}.cross_attn" for i in range(2)]
+
+
+# --- keys that are left out, and queries and keys as they meet --------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_dropped_keys_leave_the_softmax(tiny_network, tokens, batch: int) -> None:
+    kept = torch.rand(batch, NUM_TOKENS, generator=torch.Generator().manual_seed(3)) > 0.3
+    tokens = [some[:batch] for some in tokens]
+
+    def renormalised(weights: Tensor) -> Tensor:
+        weights = weights.masked_fill(~kept[:, None, None], 0)
+        return weights / weights.sum(dim=-1, keepdim=True)
+
+    with explicit_cross_attention(tiny_network, renormalised):
+        expected = tiny_network.decode(*tokens, GRID)
+    with drop_keys(tiny_network, kept, location="decoder1"):
+        ours = tiny_network.decode(*tokens, GRID)
+    assert_same_tokens(ours, expected, 1e-5)
+    plain = tiny_network.decode(*tokens, GRID)
+    assert not torch.allclose(ours.first[0], plain.first[0], atol=1e-3)
+    assert all_hooks(tiny_network) == []
+
+
+def test_keys_are_dropped_in_chosen_layers_and_in_other_peoples_networks(standin, random_images) -> None:
+    views = [view(random_images(2, 48, 80, seed=seed)) for seed in (1, 2)]
+    dropout = standin.dec_blocks[0].cross_attn.attn_drop
+
+    def weights() -> Tensor:
+        """Of the first layer, as they are behind all hooks that are there already."""
+        seen: list[Tensor] = []
+        handle = dropout.register_forward_hook(lambda _, __, out: seen.append(out))
+        standin(*views)
+        handle.remove()
+        return seen[0]
+
+    plain = weights()
+    kept = torch.ones(1, plain.shape[-1], dtype=torch.bool)
+    kept[0, ::3] = False
+    with drop_keys(standin, kept, location="decoder1", layers=range(1)):
+        dropped = weights()
+        assert len(standin.dec_blocks[1].cross_attn.attn_drop._forward_hooks) == 0
+    left = plain * kept[0]
+    torch.testing.assert_close(dropped, left / left.sum(dim=-1, keepdim=True))
+    assert (left.sum(-1) < 0.99).any()
+
+
+def test_queries_and_keys_are_observed_as_they_meet(tiny_network, tokens, fails_with) -> None:
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    with observe_attention(
+        tiny_network, lambda layer, q, k: seen.update({layer: (q, k)}), location="decoder2", layers=frozenset({1, 3})
+    ):
+        tiny_network.attend(*tokens, GRID)
+    assert sorted(seen) == [1, 3] and seen[1][0].shape == (3, 3, NUM_TOKENS, 16)
+    with capture_attention(tiny_network) as captured:
+        tiny_network.decode(*tokens, GRID)
+    reference = captured.take()[1].unflatten(2, (4, 3))
+    q, k = seen[3]
+    torch.testing.assert_close((q @ k.mT / 4).mean(dim=2).mT, reference[:, :, 3], rtol=1e-4, atol=1e-5)
+    with (
+        fails_with(HookError, "never reached", "dec_blocks2.3"),
+        observe_attention(tiny_network, lambda *_: None, location="decoder2", layers=frozenset({3})),
+    ):
+        pass
+    with (
+        fails_with(HookError, "never reached", "dec_blocks.0"),
+        drop_keys(tiny_network, torch.ones(1, NUM_TOKENS, dtype=torch.bool), location="decoder1"),
+    ):
+        pass
 
 
 # --- memory --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +16,6 @@ import torch
 from numpy.lib.npyio import NpzFile
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 from vggt_parity import checkpoint_script, input_of, parity_figures, parity_network, relative
 
 import easi3r.backbones.vggt as vggt_module
@@ -441,89 +436,3 @@ def test_incomplete_and_odd_tensors_are_named(small: Vggt, fails_with) -> None:
     with fails_with(CheckpointError, "no square"):
         odd = {**small.state_dict(), "aggregator.patch_embed.pos_embed": torch.zeros(1, 8, 16)}
         build_vggt(odd, "the checkpoint x.pt")
-
-
-# --- what it costs at the public size ------------------------------------------------------------------------------
-
-GRID = (21, 37)
-SIZE = (294, 518)
-
-
-def gflop(work: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops() / 1e9
-
-
-@pytest.fixture(scope="module")
-def public() -> Vggt:
-    with torch.device("meta"):
-        return Vggt(VggtConfig()).requires_grad_(False)
-
-
-def test_the_default_configuration_is_the_public_model(public: Vggt) -> None:
-    state = public.state_dict()
-    assert len(state) + 1 == 1797  # and the mask token
-    assert sum(value.numel() for value in state.values()) + 1024 == pytest.approx(1256.5e6, rel=1e-4)
-
-
-@pytest.fixture(scope="module")
-def encoding(public: Vggt) -> float:
-    image = torch.empty(1, 3, *SIZE, device="meta")
-    return gflop(lambda: public.encode(image))
-
-
-def test_parts_cost_what_is_published(public: Vggt, encoding: float) -> None:
-    read_outs = ReadOuts((torch.empty(1, 782, 2048, device="meta"),) * 4, GRID)
-    assert encoding == pytest.approx(533, rel=0.01)
-    assert gflop(lambda: public.predict_depth(read_outs)) == pytest.approx(170, rel=0.05)
-    assert gflop(lambda: public.predict_points(read_outs)) == pytest.approx(170, rel=0.05)
-    assert gflop(lambda: public.predict_poses(read_outs)) == pytest.approx(1.7, rel=0.05)
-
-
-@pytest.mark.parametrize(("num_frames", "published"), [(1, 1598), (8, 2019), (32, 3462)])
-def test_a_pass_costs_what_is_published(public: Vggt, encoding: float, num_frames: int, published: float) -> None:
-    tokens = torch.empty(num_frames, 777, 1024, device="meta")
-    aggregate = gflop(lambda: public.aggregate(tokens, GRID)) / num_frames
-    assert encoding + aggregate == pytest.approx(published, rel=0.01)
-    if num_frames == 32:  # two passes, with everything reused and without the point head
-        assert encoding + 2 * aggregate + 170 + 2 * 1.7 < 1.75 * 3803
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all tensors alive at once that were made while the mode is on; ``known`` ones do not count."""
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.known = {tensor.untyped_storage()._cdata for tensor in known}
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), named=None):
-        result = function(*arguments, **(named or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.known:
-                storage = tensor.untyped_storage()
-                self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.alive = {key: (ref, size) for key, (ref, size) in self.alive.items() if not ref.expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
-        return result
-
-
-def peak_gigabytes(network: Vggt, given: list[Tensor], work: Callable[[], object]) -> float:
-    """Of everything but weights, what is given included."""
-    live = LiveBytes([*network.parameters(), *given])
-    with live:
-        work()
-    return (live.peak + sum(values.untyped_storage().nbytes() for values in given)) / 1e9
-
-
-def test_a_hundred_frames_need_less_than_half_of_the_published_memory() -> None:
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        network = in_bfloat16(Vggt(dataclasses.replace(VggtConfig(), point_head=None, track_head=None)))
-        tokens, layers = torch.empty(100, 777, 1024), [torch.empty(100, 782, 2048) for _ in range(4)]
-        read_outs = ReadOuts(tuple(layers), GRID)
-        aggregate = peak_gigabytes(network, [tokens], lambda: network.aggregate(tokens, GRID))
-        predict = peak_gigabytes(network, [tokens, *layers], lambda: network.predict_depth(read_outs))
-    assert 3 < aggregate < 21 / 2
-    assert 3 < predict < 21 / 2
