@@ -66,13 +66,7 @@ def run(
     clock = Clock()
     network = in_precision(network, choose_dtype(settings.dtype, network))
     with clock("frames"):
-        frames = read_frames(
-            source,
-            settings.frames,
-            patch_size=network.config.patch_size,
-            trained_size=max(network.config.img_size),
-            progress=progress,
-        )
+        frames = source if isinstance(source, Frames) else load_frames(network, source, settings, progress)
     given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames)
     known, distance = what_is_known(frames, settings, network.device, progress)
     whole = work_within_memory(Job(network, settings, progress, clock, masks_only), frames, Given(given, known))
@@ -95,6 +89,17 @@ def run(
         **vars(cameras),
         valid_mask=np.ones(cameras.depth.shape, dtype=bool),
         meta=meta | {"scale": "metric" if metric else "up to scale"},
+    )
+
+
+def load_frames(network: Dust3r, source: Any, settings: Settings, progress: Progress) -> Frames:
+    """A clip as ``network`` sees it, which ``run`` takes in place of its source."""
+    return read_frames(
+        source,
+        settings.frames,
+        patch_size=network.config.patch_size,
+        trained_size=max(network.config.img_size),
+        progress=progress,
     )
 
 

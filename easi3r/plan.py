@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -193,8 +194,9 @@ def decoder_flops(config: Dust3rConfig, tokens: int) -> float:
     return 2 * config.dec_depth * (32.0 * tokens * width**2 + 8.0 * tokens**2 * width)
 
 
+@functools.cache
 def product_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """Floating-point operations per second of a large matrix product, measured (takes a few hundredths of a second)."""
+    """Floating-point operations per second of a large matrix product, measured once (takes hundredths of a second)."""
     a = torch.ones(size, size, device=device, dtype=dtype)
 
     def seconds() -> float:

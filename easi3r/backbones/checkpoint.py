@@ -7,6 +7,7 @@ folder (``config.json``, ``model.safetensors``), local or by hub id.  The constr
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import pickle
@@ -54,11 +55,18 @@ class CheckpointInfo:
         """Hash of the tensor file, None for a network object."""
         if self.path is None:
             return None
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-        return digest.hexdigest()
+        status = self.path.stat()
+        return _hash_file(self.path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _hash_file(path: Path, size: int, modified_ns: int) -> str:
+    """Once for all clips, as long as the file stays as it is."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def load_checkpoint(name: str | Path) -> tuple[Dust3r, CheckpointInfo]:
