@@ -13,7 +13,7 @@ from pathlib import Path
 
 from easi3r.errors import OutputError
 
-_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.[a-z0-9]+", re.DOTALL)  # what _beside makes, and whole_file of it
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)  # what _beside makes, and whole_file of it
 MARKER = "scene.json"  # a folder that holds it is one of ours
 
 

@@ -104,6 +104,41 @@ def test_twenty_kills_lose_nothing_but_the_clip_in_progress(home):
     assert set(begun) == set(rows(out)) and 0 <= again <= kills  # at most the one in progress, each time
 
 
+def descendants(process):
+    """Process id -> command line, of all below one."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    table = [line.split(None, 2) for line in listed.splitlines()]
+    found, parents = {}, {str(process)}
+    while parents:
+        below = {pid: args for pid, parent, args in table if parent in parents}
+        found |= below
+        parents = set(below)
+    return {int(pid): args for pid, args in found.items()}
+
+
+def test_ray_makes_the_same_and_survives_a_killed_worker(tmp_path):
+    pytest.importorskip("ray")
+    write_folder(tmp_path / "in", 20)
+    assert run_batch(tmp_path / "in", tmp_path / "one", "--threads-per-job", 1) == 1
+    log = tmp_path / "log"
+    flags = ["--engine", "ray", "--threads-per-job", 1]
+    batch = start_batch(tmp_path / "in", tmp_path / "ray", *flags, log=log)
+    killed = []
+    while batch.poll() is None:
+        working = [pid for pid, args in descendants(batch.pid).items() if args.startswith("ray::_work")]
+        if working and not killed and log.read_text().count("frames in") >= 2:
+            os.kill(working[0], signal.SIGKILL)
+            killed.append(len(working))
+        time.sleep(0.02)
+    found = Counter(row["status"] for row in rows(tmp_path / "ray").values())
+    same = arrays(tmp_path / "one") == arrays(tmp_path / "ray")
+    say(
+        f"Ray: exit code {batch.returncode}, {dict(found)}, killed one of {killed} workers at work, same arrays: {same}"
+    )
+    assert batch.returncode == 1 and killed and same and found == {"done": 18, "failed": 2}
+    assert not temporaries(tmp_path / "ray")
+
+
 @contextlib.contextmanager
 def small_disk(place, megabytes):
     """A file system of that size; skips where nobody may mount one."""
@@ -177,6 +212,8 @@ def test_fifty_clips_need_the_memory_of_the_largest(tmp_path):
     (alone,) = [row["memory_gib"] for row in rows(tmp_path / "alone out").values()]
     all_of_them = {name: row["memory_gib"] for name, row in rows(tmp_path / "out").items()}
     small = [value for name, value in all_of_them.items() if "largest" not in name]
-    say(f"50 clips: peak {max(all_of_them.values()):.3f} GiB, the largest alone {alone:.3f} GiB; the small ones first "
-        f"{small[0]:.3f}, last {small[-1]:.3f} GiB")
+    say(
+        f"50 clips: peak {max(all_of_them.values()):.3f} GiB, the largest alone {alone:.3f} GiB; the small ones first "
+        f"{small[0]:.3f}, last {small[-1]:.3f} GiB"
+    )
     assert max(all_of_them.values()) <= 1.1 * alone

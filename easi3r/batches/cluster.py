@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -68,18 +70,17 @@ class RayEngine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if self.ray.is_initialized():
             return
+        before, place = signal.getsignal(signal.SIGTERM), {} if self.address else {"dashboard_host": "127.0.0.1"}
         try:
-            self.ray.init(
-                address=self.address,
-                dashboard_host="127.0.0.1" if self.address is None else None,
-                log_to_driver=False,
-                configure_logging=False,
-            )
+            self.ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **place)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"Ray cannot be reached at {self.address or 'this machine'} ({_first_line(error)}); start it with "
                 "'ray start --head', and give its address, such as 10.0.0.1:6379."
             ) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray puts its own in place, which ends the process at once
 
     def run(self, kind: Kind, clips: Sequence[Clip]) -> Iterator[Event]:
         """Events of all clips; after ``stop`` no more."""
