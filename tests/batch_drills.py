@@ -24,7 +24,7 @@ BROKEN = {  # what is wrong -> part of the reason
     "empty image": "is empty (0 bytes)",
     "too flat": "holds no whole patch",
     "floating point": "floating-point",
-    "dangling link": "does not exist, or may not be read",
+    "dangling link": "cannot be read (No such file",
 }
 
 
@@ -50,7 +50,7 @@ def write_broken(folder, number):
     elif way == "dangling link":
         path.with_suffix(".mp4").symlink_to(folder / "nowhere.mp4")
     elif way == "too flat":
-        write_images(path, frames[:, :8])
+        write_images(path, frames[:, :4])
     else:
         file = write_images(path, frames) / "frame_2.png"
         if way == "half an image":

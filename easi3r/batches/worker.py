@@ -86,13 +86,16 @@ class Worker:
 
     def read(self, clip: Clip) -> Reading:
         """Decode it.  Meant for a thread of its own, while the clip before is being computed; never raises."""
-        begin, before, frames, hashed, failure = time.perf_counter(), None, None, None, None
+        begin, before, frames, hashed = time.perf_counter(), None, None, None
+        failure: Exception | None = None
         try:
             before = stamp(clip.path)
             hashed = content(clip.path)
             frames = load_frames(self.model.network, os.fspath(clip.path), self.settings, self.go_on)
             if stamp(clip.path) != before:
                 raise InputError(f"{clip.path} was changed while it was read; start again when it is whole.")
+        except OSError as error:
+            failure = InputError(f"{clip.path} cannot be read ({error.strerror}); check it and its permissions.")
         except Exception as error:  # a clip that cannot be read is a row, whatever its decoder raised
             failure = error
         return Reading(frames, failure, before, hashed, time.perf_counter() - begin)
