@@ -118,7 +118,7 @@ def descendants(process):
 
 def test_ray_makes_the_same_and_survives_a_killed_worker(tmp_path):
     pytest.importorskip("ray")
-    write_folder(tmp_path / "in", 20)
+    write_folder(tmp_path / "in", 10)
     assert run_batch(tmp_path / "in", tmp_path / "one", "--threads-per-job", 1) == 1
     log = tmp_path / "log"
     flags = ["--engine", "ray", "--threads-per-job", 1]
@@ -135,7 +135,7 @@ def test_ray_makes_the_same_and_survives_a_killed_worker(tmp_path):
     say(
         f"Ray: exit code {batch.returncode}, {dict(found)}, killed one of {killed} workers at work, same arrays: {same}"
     )
-    assert batch.returncode == 1 and killed and same and found == {"done": 18, "failed": 2}
+    assert batch.returncode == 1 and killed and same and found == {"done": 9, "failed": 1}
     assert not temporaries(tmp_path / "ray")
 
 
@@ -176,16 +176,19 @@ def test_a_disk_that_fills_up_costs_rows_and_nothing_else(tmp_path):
 def test_a_file_size_limit_costs_rows_and_nothing_else(tmp_path):
     for number in range(1, 5):
         write_good(tmp_path / "in", number)
-    write_images(tmp_path / "in" / "large", moving_square(3, 96, 128))
-    limit = 20_000  # bytes of a file: more than a small clip's arrays have, less than those of the large one
+    write_images(tmp_path / "in" / "large", moving_square(3, 192, 256))
+    limit = 160_000  # bytes of a file: more than any of a small clip has, less than a depth map of the large one
 
     def restrict():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     log = tmp_path / "log"
-    code = run_batch(tmp_path / "in", tmp_path / "out", log=log, preexec_fn=restrict)
+    code = run_batch(tmp_path / "in", tmp_path / "out", "--image-size", "native", log=log, preexec_fn=restrict)
     say(f"file size limit: exit code {code}\n{log.read_text()}")
     assert code == 1 and "Traceback" not in log.read_text() and not temporaries(tmp_path / "out")
+    found = rows(tmp_path / "out")
+    assert Counter(row["status"] for row in found.values()) == {"done": 4, "failed": 1}
+    assert "File too large" in found["large"]["error"] and not (tmp_path / "out" / "clips" / "large").exists()
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path):
