@@ -19,6 +19,7 @@ from easi3r._version import __version__
 from easi3r.errors import Easi3RError
 
 if TYPE_CHECKING:
+    from easi3r.batches import batch as batch
     from easi3r.config import Settings as Settings
     from easi3r.model import Easi3R as Easi3R
     from easi3r.scene import Motion as Motion
@@ -31,9 +32,10 @@ _HOMES = {
     "PointCloud": "easi3r.scene",
     "Scene": "easi3r.scene",
     "Settings": "easi3r.config",
+    "batch": "easi3r.batches",
 }
 
-__all__ = ["Easi3R", "Easi3RError", "Motion", "PointCloud", "Scene", "Settings", "__version__"]
+__all__ = ["Easi3R", "Easi3RError", "Motion", "PointCloud", "Scene", "Settings", "__version__", "batch"]
 
 _shadowing.check_hooks()
 

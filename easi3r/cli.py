@@ -1,12 +1,14 @@
-"""The command line: ``easi3r run | segment | show | export | demo | doctor``.
+"""The command line: ``easi3r run | segment | batch | show | export | demo | doctor``.
 
-Exit codes: 0 done; 1 the work failed, one sentence on stderr says why; 2 wrong usage; 130 interrupted.
+Exit codes: 0 done; 1 the work failed, one sentence on stderr says why; 2 wrong usage; 130 interrupted (batch: 143 by
+SIGTERM).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import logging
 import re
@@ -90,35 +92,55 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     work = Parser(add_help=False, parents=[shared])
     work.add_argument("--overwrite", action="store_true", help="replace OUT if it is an earlier result")
-    clip = Parser(add_help=False, parents=[work])
+    settings = _settings_parser()
+    clip = Parser(add_help=False, parents=[work, settings])
     clip.add_argument("input", metavar="INPUT", help="a video file, or a folder of images")
     clip.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder to write")
-    clip.add_argument(
-        "--checkpoint", default="demo", help="'demo', a file of weights (DUSt3R's or VGGT's), a folder, a hub id"
-    )
-    clip.add_argument("--config", metavar="FILE.yaml", help="a YAML file of overrides")
-    clip.add_argument(
-        "--set", metavar="A.B=C", action="append", default=[], help="one setting, such as pairs.graph=complete"
-    )
     clip.add_argument("--strict", action="store_true", help="exit code 1 if the verdict on the result is 'bad'")
-    kinds = setting_kinds()
-    for name, path in OPTIONS.items():
-        default = get_setting(Settings(), path)
-        flag, dest = f"--{name.replace('_', '-')}", f"option_{name}"
-        if kinds[path] is bool:
-            clip.add_argument(flag, dest=dest, action=argparse.BooleanOptionalAction, default=None, help=HELP[name])
-        else:
-            text = HELP[name] + ("" if default is None else f" (default: {default})")
-            clip.add_argument(flag, dest=dest, metavar=name.upper(), help=text)
 
     for name, text in (("run", "one video or folder, everything"), ("segment", "masks only")):
         commands.add_parser(name, parents=[clip], help=text, description=text, allow_abbrev=False)
+    _add_batch(commands, shared, settings)
     demo = commands.add_parser("demo", parents=[work], help="a generated clip, end to end", allow_abbrev=False)
     demo.add_argument("-o", "--output", metavar="OUT", default="easi3r_demo", help="the folder to write (easi3r_demo)")
     _add_show(commands, shared)
     _add_export(commands, shared)
     commands.add_parser("doctor", parents=[shared], help="versions, device, extras", allow_abbrev=False)
     return parser
+
+
+def _settings_parser() -> Parser:
+    """What shapes a result: the same flags for one clip and for many."""
+    settings = Parser(add_help=False)
+    settings.add_argument(
+        "--checkpoint", default="demo", help="'demo', a file of weights (DUSt3R's or VGGT's), a folder, a hub id"
+    )
+    settings.add_argument("--config", metavar="FILE.yaml", help="a YAML file of overrides")
+    settings.add_argument(
+        "--set", metavar="A.B=C", action="append", default=[], help="one setting, such as pairs.graph=complete"
+    )
+    kinds = setting_kinds()
+    for name, path in OPTIONS.items():
+        default = get_setting(Settings(), path)
+        flag, dest = f"--{name.replace('_', '-')}", f"option_{name}"
+        if kinds[path] is bool:
+            settings.add_argument(flag, dest=dest, action=argparse.BooleanOptionalAction, default=None, help=HELP[name])
+        else:
+            text = HELP[name] + ("" if default is None else f" (default: {default})")
+            settings.add_argument(flag, dest=dest, metavar=name.upper(), help=text)
+    return settings
+
+
+def _add_batch(commands: argparse._SubParsersAction[Parser], *parents: Parser) -> None:
+    text = "every video and folder of images below a folder, resumable"
+    many = commands.add_parser("batch", parents=list(parents), help=text, description=text, allow_abbrev=False)
+    many.add_argument("folder", metavar="FOLDER", help="searched for clips, however deep")
+    many.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder to write, or to go on with")
+    many.add_argument("--jobs", metavar="N", help="clips at once, one process each; on GPUs one each (default: 1)")
+    many.add_argument("--threads-per-job", metavar="N", help="(default: the cores, shared out among the jobs)")
+    many.add_argument("--retry-failed", action="store_true", default=None, help="work again on clips that failed")
+    many.add_argument("--engine", help="local, or ray: on a cluster (extra ray) (default: local)")
+    many.add_argument("--address", help="of a Ray cluster (default: the one on this machine, or a new one)")
 
 
 def _add_show(commands: argparse._SubParsersAction[Parser], shared: Parser) -> None:
@@ -208,11 +230,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _show(options)
             elif options.command == "export":
                 return _export(options)
+            elif options.command == "batch":
+                return _batch(parser, options)
             else:
                 _work(options, _settings(parser, options))
-    except KeyboardInterrupt:
-        print("easi3r: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"easi3r: {stop if str(stop) else 'interrupted; nothing was written'}", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
     except Easi3RError as error:
         print("easi3r:", on_one_line(str(error)), file=sys.stderr)
         return 1
@@ -280,6 +304,32 @@ def _work(options: argparse.Namespace, settings: Settings) -> None:
     quality = result.meta.get("quality", {})
     if options.strict and quality.get("verdict") == "bad":
         raise QualityError(f"The result was written, but is bad: {' '.join(quality['reasons'])}")
+
+
+def _batch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from easi3r.batches import batch
+    from easi3r.batches.options import BatchOptions
+
+    names = [field.name for field in dataclasses.fields(BatchOptions)]
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    settings = _settings(parser, options)
+    try:
+        BatchOptions.taken_from(given)
+    except ConfigError as error:
+        parser.error(str(error))
+    summary = batch(
+        options.folder,
+        options.output,
+        checkpoint=options.checkpoint,
+        config=settings,
+        progress=not options.quiet,
+        **given,
+    )
+    counts, before = summary.counts, len(summary.old)
+    if not options.quiet:
+        print(f"{counts['done']} clips done, {counts['failed']} failed ({before} of them in an earlier run)")
+        print(f"see {summary.out / 'index.html'}, or summary.json and summary.csv")
+    return 1 if counts["failed"] else 0
 
 
 def _demo(options: argparse.Namespace) -> None:

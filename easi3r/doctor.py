@@ -24,6 +24,7 @@ REQUIRED = {  # distribution -> module
 EXTRAS = {  # extra -> (distribution -> module, what it is for)
     "hub": ({"huggingface_hub": "huggingface_hub"}, "checkpoints from Hugging Face"),
     "video": ({"av": "av"}, "every video codec, exact time stamps (without it: OpenCV)"),
+    "ray": ({"ray": "ray"}, "batches on a cluster (batch --engine ray)"),
     "raft": ({"torchvision": "torchvision"}, "optical flow by RAFT (flow=raft)"),
     "sam2": ({"sam2": "sam2"}, "masks refined by SAM 2 (refine=sam2)"),
 }

@@ -79,14 +79,7 @@ def run(
         passes.settled(settings.of_collection() if settings.frames.collection else settings, masks_only=masks_only),
     )
     with clock("frames"):
-        frames = read_frames(
-            source,
-            settings.frames,
-            patch_size=network.patch_size,
-            trained_size=network.trained_size,
-            preparation=network.preparation,
-            progress=progress,
-        )
+        frames = source if isinstance(source, Frames) else load_frames(network, source, settings, progress)
     polarity, warned = settings.motion.mask_polarity, []
     given = None if settings.motion.masks is None else read_masks(settings.motion.masks, frames, polarity)
     if given is not None and (doubt := doubt_polarity(given, polarity)):
@@ -129,6 +122,18 @@ def run(
         valid_mask=frames.valid_mask(),
         tracks=whole.tracks,
         meta=meta | {"scale": "metric" if metric else "up to scale", "alignment": settings.alignment.method},
+    )
+
+
+def load_frames(network: Backbone, source: Any, settings: Settings, progress: Progress) -> Frames:
+    """A clip as ``network`` sees it, which ``run`` takes in place of its source."""
+    return read_frames(
+        source,
+        settings.frames,
+        patch_size=network.patch_size,
+        trained_size=network.trained_size,
+        preparation=network.preparation,
+        progress=progress,
     )
 
 

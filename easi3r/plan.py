@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -176,8 +177,9 @@ def _costs(
     return Plan(pieces, batch_size, on_device, on_host, disk, seconds, load.at_once)
 
 
+@functools.cache
 def product_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """Floating-point operations per second of a large matrix product, measured (takes a few hundredths of a second)."""
+    """Floating-point operations per second of a large matrix product, measured once (takes hundredths of a second)."""
     a = torch.ones(size, size, device=device, dtype=dtype)
 
     def seconds() -> float:

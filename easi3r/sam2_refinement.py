@@ -14,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,12 @@ def load_refiner(settings: Settings, device: torch.device) -> Sam2Refiner | None
 
     Raises MissingExtraError without sam2, CheckpointError for weights that are not there or another model's.
     """
-    if not check_sam2(settings):
-        return None
-    given = settings.sam2
+    return load_sam2(settings.sam2, device) if check_sam2(settings) else None
+
+
+@lru_cache(maxsize=1)
+def load_sam2(given: Sam2Settings, device: torch.device) -> Sam2Refiner:
+    """Once for all clips; errors as for ``load_refiner``."""
     path = _find_weights(given.checkpoint)
     tensors = _read_weights(path)
     config = given.config or config_of(tensors, path)

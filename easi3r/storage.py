@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from easi3r.errors import OutputError
 
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)  # what _beside makes, and whole_file of it
 MARKER = "scene.json"  # a folder that holds it is one of ours
 
 
@@ -84,6 +86,19 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise _refused(path, error) from error
         raise
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what writers left in ``folder`` that were killed; nobody may be writing there.
+
+    Raises OutputError for whatever the file system refuses.
+    """
+    try:
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    except OSError as error:
+        raise _refused(folder, error) from error
 
 
 def _put_in_place(partial: Path, target: Path, *, overwrite: bool) -> None:

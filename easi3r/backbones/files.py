@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import pickle
@@ -36,15 +37,22 @@ class CheckpointInfo:
         """Hash of the tensor file, None for a network object."""
         if self.path is None:
             return None
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-        return digest.hexdigest()
+        status = self.path.stat()
+        return _hash_file(self.path, status.st_size, status.st_mtime_ns)
 
     def describe(self) -> dict[str, str | None]:
         """For ``meta`` of a result."""
         return {"name": self.name, "sha256": self.sha256(), "licence": self.licence}
+
+
+@functools.lru_cache(maxsize=8)
+def _hash_file(path: Path, size: int, modified_ns: int) -> str:
+    """Once for all clips, as long as the file stays as it is."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

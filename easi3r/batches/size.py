@@ -1,0 +1,63 @@
+"""How much work a clip is, from headers alone: for the forecast of disk space and of the time that is left."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import cv2
+from PIL import Image
+
+from easi3r.batches.clips import files_of
+from easi3r.config import FrameSettings
+from easi3r.decoding import find_av
+
+BLOCK = 4096  # bytes that a small file takes
+FILES_PER_FRAME = 6  # image, mask, score, depth, confidence; one for what is kept per clip
+BYTES_PER_PIXEL = 16  # three float32 and the PNGs
+BYTES_PER_CLIP = 1 << 20  # report, attention maps, record
+
+
+def disk_bytes(num_frames: int, width: int, height: int) -> int:
+    """What the result of a clip takes, about, and rather less than more of it is left over."""
+    return num_frames * (BYTES_PER_PIXEL * width * height + FILES_PER_FRAME * BLOCK) + BYTES_PER_CLIP
+
+
+def count_frames(path: Path, settings: FrameSettings) -> tuple[int, tuple[int, int]]:
+    """How many frames ``settings`` take of a clip, about, and (width, height) of its frames; decodes nothing.
+
+    Raises whatever the readers of broken files raise.
+    """
+    if path.is_dir():
+        files = files_of(path)
+        with Image.open(files[0]) as image:
+            return _chosen(len(files), settings.fps or 1.0, settings, thin=False), image.size
+    count, rate, size = _video(path)
+    return _chosen(count, rate, settings, thin=True), size
+
+
+def _chosen(count: int, rate: float, settings: FrameSettings, *, thin: bool) -> int:
+    """Of ``count`` frames at ``rate`` per second."""
+    seconds = count / rate
+    seconds = max(0.0, min(seconds, settings.end or math.inf) - (settings.start or 0.0))
+    if thin and settings.fps is not None:
+        rate = min(rate, settings.fps)
+    left = math.ceil(seconds * rate / settings.stride - 1e-6)
+    return min(left, settings.max_frames or left)
+
+
+def _video(path: Path) -> tuple[int, float, tuple[int, int]]:
+    """Frames, frames per second, (width, height), as the header says."""
+    if av := find_av():
+        with av.open(str(path.absolute()), metadata_errors="ignore") as container:
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate or stream.guessed_rate or 25)
+            seconds = float(container.duration or 0) / 1e6
+            return stream.frames or round(seconds * rate), rate, (stream.width, stream.height)
+    capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
+    try:
+        names = cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT
+        count, rate, width, height = (capture.get(name) for name in names)
+    finally:
+        capture.release()
+    return max(0, int(count)), rate or 25.0, (int(width), int(height))
