@@ -451,5 +451,6 @@ def test_progress_names_every_stage(model, monkeypatch):
         "epipolar geometry",
         "decoding pairs",
         "decoding pairs, movers cut off",
+        "instances",
         "aligning",
     ]
