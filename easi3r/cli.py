@@ -37,6 +37,7 @@ HELP = {
     "passes": "1: stop after the first pass; 2: decode again with attention to moving regions cut off",
     "masks": "folder of PNG masks, one per frame, 255 = moves; or 'none' for plain DUSt3R",
     "evidence": "of motion: attention (as published), flow (off the epipolar lines), or both (default)",
+    "instances": "true or false: tell things that move apart and follow them, by optical flow",
     "intrinsics": "of the source frames: f | f,cx,cy | fx,fy,cx,cy | exif | a text, npy, npz or COLMAP file",
     "camera_to_world": "known poses, a file: TUM, npz or npy; frames that are not in it are solved for",
     "world_to_camera": "the same the other way round: npz, npy or COLMAP",
