@@ -127,6 +127,7 @@ def test_every_option_arrives_through_its_flag(tmp_path, clip, monkeypatch):
         "window": 3,
         "passes": 1,
         "evidence": "attention",
+        "instances": False,
         "masks": str(masks),
         "intrinsics": "60",
         "camera_to_world": str(poses),
