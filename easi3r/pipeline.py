@@ -31,7 +31,7 @@ from easi3r.device import is_out_of_memory
 from easi3r.epipolar import epipolar_excess
 from easi3r.errors import InputError
 from easi3r.flow import estimate_flow
-from easi3r.frames import read_frames
+from easi3r.frames import plan_crop, read_frames
 from easi3r.given_masks import doubt_polarity, read_masks
 from easi3r.inference import encode_frames
 from easi3r.instances import DIFFERENT, find_instances
@@ -49,7 +49,7 @@ from easi3r.query_pixels import read_queries
 from easi3r.sam2_refinement import Sam2Refiner, load_refiner
 from easi3r.scale import Distance, read_scale, with_distance
 from easi3r.scene import Motion, Scene
-from easi3r.structures import AlignedCameras, Array, DynamicMasks, Frames, Known, PairFlow
+from easi3r.structures import AlignedCameras, Array, Crop, DynamicMasks, Frames, Known, PairFlow
 from easi3r.verdict import judge
 from easi3r.whole import Whole
 
@@ -135,6 +135,13 @@ def load_frames(network: Backbone, source: Any, settings: Settings, progress: Pr
         preparation=network.preparation,
         progress=progress,
     )
+
+
+def crop_of(network: Backbone, size: tuple[int, int], settings: Settings) -> Crop:
+    """What becomes of a frame of ``size`` (width, height) by itself."""
+    if network.preparation is not None:
+        return network.preparation.plan(size, settings.frames.image_size)
+    return plan_crop(size, settings.frames.image_size, patch_size=network.patch_size, trained_size=network.trained_size)
 
 
 def passes_of(network: Backbone, progress: Progress, clock: Clock) -> Passes:

@@ -128,12 +128,16 @@ def test_every_option_arrives_through_its_flag(tmp_path, clip, monkeypatch):
         "passes": 1,
         "mask_polarity": "static",
         "evidence": "attention",
+        "collection": False,
         "refine": "sam2",  # which leaves given masks alone
         "threshold": "otsu",
         "clusters": 32,
         "smoothing": 3,
         "min_area": 0.01,
         "fill_holes": 0.02,
+        "instances": False,
+        "keep": "all",
+        "points": "depth",
         "masks": str(masks),
         "intrinsics": "60",
         "camera_to_world": str(poses),
@@ -149,9 +153,15 @@ def test_every_option_arrives_through_its_flag(tmp_path, clip, monkeypatch):
         "batch_size": 3,
         "memory": 8.0,
     }
-    assert values.keys() == OPTIONS.keys() - {"world_to_camera"}  # poses are given one way
+    assert values.keys() == OPTIONS.keys() - {
+        "world_to_camera",
+        "tracks",
+    }  # poses are given one way; tracks are not DUSt3R's
     (masks / "frame_2.png").unlink()  # one mask per frame that is taken
-    flags = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
+    flags = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        flags += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", value]
     assert run_cli("run", clip, "-o", tmp_path / "out", *flags) == 0
     settings = settings_of(tmp_path / "out")
     for name, value in values.items():

@@ -452,5 +452,6 @@ def test_progress_names_every_stage(model, monkeypatch):
         "epipolar geometry",
         "decoding pairs",
         "decoding pairs, movers cut off",
+        "instances",
         "aligning",
     ]

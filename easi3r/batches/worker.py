@@ -24,9 +24,8 @@ from easi3r.batches.size import count_frames, disk_bytes
 from easi3r.batches.space import check_space
 from easi3r.device import is_out_of_memory
 from easi3r.errors import Easi3RError, InputError, OutputError
-from easi3r.frames import plan_crop
 from easi3r.model import Easi3R
-from easi3r.pipeline import load_frames, run
+from easi3r.pipeline import crop_of, load_frames, run
 from easi3r.plan import GIB, allowed_bytes
 from easi3r.scene import Scene
 from easi3r.structures import Frames
@@ -73,13 +72,7 @@ class Worker:
         """From its headers, without decoding it."""
         try:
             frames, size = count_frames(clip.path, self.settings.frames)
-            network = self.model.network.config
-            crop = plan_crop(
-                size,
-                self.settings.frames.image_size,
-                patch_size=network.patch_size,
-                trained_size=max(network.img_size),
-            )
+            crop = crop_of(self.model.network, size, self.settings)
         except Exception as error:  # broken files make their readers raise anything; the reason comes with the attempt
             logger.info("%s cannot be measured: %s", clip.relative, error)
             return Size()
