@@ -25,7 +25,7 @@ from easi3r.demo.rendering import render
 from easi3r.demo.worlds import make_world
 from easi3r.metrics import jaccard
 
-COMMANDS = ("run", "segment", "show", "export", "demo", "doctor")
+COMMANDS = ("run", "segment", "batch", "show", "export", "demo", "doctor")
 SCENE = {"scene.json", "trajectory.txt", "cameras.npz", "attention.npz", "depth", "confidence", "dynamic_mask"}
 SCENE |= {"dynamic_score", "images", "instances", "report.html"}
 MOTION = {"scene.json", "attention.npz", "timestamps.npz", "dynamic_mask", "dynamic_score", "images", "report.html"}
