@@ -14,6 +14,7 @@ from easi3r.structures import Array, PairFlow
 
 MIN_POINTS = 64  # valid pixels of a pair, below which nothing is said about it
 SAMPLED_POINTS = 400  # pixels that the fundamental matrix is found from
+LEAST_SEEN = 1 / 3  # of a frame's pairs, in which a pixel's flow must be valid for its excess to be known
 NOISE_LIMIT = 2.0  # deviations of a pair's flow from its epipolar lines, up to which they are noise
 DEVIATION_OVER_MEDIAN = 1.4826  # of the distances of a normal distribution
 
@@ -23,7 +24,7 @@ def epipolar_residual(flow: PairFlow, num_frames: int, progress: Progress) -> Ar
 
     Unknown is a pixel whose flow is nowhere valid.  What moves along its epipolar line is not seen.
     """
-    return _median_over_pairs(flow, num_frames, progress, lambda distance: distance)
+    return _median_over_pairs(flow, num_frames, progress, lambda distance: distance, 0.0)
 
 
 def epipolar_excess(flow: PairFlow, num_frames: int, min_motion_px: float, progress: Progress) -> Array:
@@ -31,7 +32,8 @@ def epipolar_excess(flow: PairFlow, num_frames: int, min_motion_px: float, progr
 
     That is ``min_motion_px``, or NOISE_LIMIT times the noise of the pair's own flow where that is more: in a hand-held
     clip, and over long steps, flow is too noisy for one limit.  The noise is what the median distance says about it
-    while most pixels stand still (Rousseeuw and Leroy 1987).
+    while most pixels stand still (Rousseeuw and Leroy 1987).  Unknown is a pixel whose flow is valid in less than
+    LEAST_SEEN of the frame's pairs: where there and back rarely agree, they agree by chance.
     """
 
     def excess(distance: Array) -> Array:
@@ -39,10 +41,12 @@ def epipolar_excess(flow: PairFlow, num_frames: int, min_motion_px: float, progr
         noise = DEVIATION_OVER_MEDIAN * float(np.median(known)) if len(known) else 0.0
         return distance / max(min_motion_px, NOISE_LIMIT * noise)
 
-    return _median_over_pairs(flow, num_frames, progress, excess)
+    return _median_over_pairs(flow, num_frames, progress, excess, LEAST_SEEN)
 
 
-def _median_over_pairs(flow: PairFlow, num_frames: int, progress: Progress, measure: Callable[[Array], Array]) -> Array:
+def _median_over_pairs(
+    flow: PairFlow, num_frames: int, progress: Progress, measure: Callable[[Array], Array], least_seen: float
+) -> Array:
     height, width = flow.flow.shape[1:3]
     medians = np.full((num_frames, height, width), np.nan, dtype=np.float32)
     first = flow.pairs[:, 0]
@@ -52,6 +56,8 @@ def _median_over_pairs(flow: PairFlow, num_frames: int, progress: Progress, meas
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # a pixel that is unknown in all pairs
                 medians[frame] = np.nanmedian(np.stack(of_pairs), axis=0)
+            seen = np.mean([~np.isnan(values) for values in of_pairs], axis=0)
+            medians[frame][seen < least_seen - 1e-9] = np.nan
     return medians
 
 
