@@ -38,12 +38,17 @@ def count_frames(path: Path, settings: FrameSettings) -> tuple[int, tuple[int, i
 
 def _chosen(count: int, rate: float, settings: FrameSettings, *, thin: bool) -> int:
     """Of ``count`` frames at ``rate`` per second."""
-    seconds = count / rate
-    seconds = max(0.0, min(seconds, settings.end or math.inf) - (settings.start or 0.0))
-    if thin and settings.fps is not None:
-        rate = min(rate, settings.fps)
-    left = math.ceil(seconds * rate / settings.stride - 1e-6)
+    end = count if settings.end is None else min(count, _up(settings.end * rate))
+    left = max(0, end - _up((settings.start or 0.0) * rate))
+    if thin and settings.fps is not None and settings.fps < rate:
+        left = _up(left / rate * settings.fps)
+    left = _up(left / settings.stride)
     return min(left, settings.max_frames or left)
+
+
+def _up(number: float) -> int:
+    """The next whole number, but for roundings."""
+    return math.ceil(number - 1e-6)
 
 
 def _video(path: Path) -> tuple[int, float, tuple[int, int]]:
