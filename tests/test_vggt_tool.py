@@ -107,7 +107,8 @@ def test_a_lonely_safetensors_file_of_another_model_is_refused(tmp_path: Path, f
 
 
 def flags(checkpoint: Path, *more: object) -> list[object]:
-    return ["--checkpoint", checkpoint, "--image-size", "native", "--quiet", *more]
+    evidence = [] if "--evidence" in more else ["--evidence", "attention"]  # optical flow takes most of the time
+    return ["--checkpoint", checkpoint, "--image-size", "native", "--quiet", *evidence, *more]
 
 
 def test_a_video_through_every_command(checkpoint: Path, clip: np.ndarray, tmp_path: Path, capfd) -> None:
@@ -143,7 +144,7 @@ def test_few_portrait_frames_make_a_scene(checkpoint: Path, clip: np.ndarray, tm
     assert run_cli("export", tmp_path / "out", "--to", "colmap,ply,tum", "--quiet") == 0
 
 
-@pytest.mark.parametrize("options", [("--align", "fast"), ("--points", "head"), ("--evidence", "flow")])
+@pytest.mark.parametrize("options", [("--align", "fast"), ("--points", "head"), ("--evidence", "both")])
 def test_options_of_a_scene(checkpoint: Path, clip: np.ndarray, tmp_path: Path, options) -> None:
     folder = write_images(tmp_path / "clip", clip[:2])
     assert run_cli("run", folder, "-o", tmp_path / "out", *flags(checkpoint, *options)) == 0
@@ -176,6 +177,8 @@ def test_both_kinds_of_networks_stand_side_by_side(tmp_path: Path, capsys) -> No
         "vggt4d",
         "--set",
         "image_size=native",
+        "--set",
+        "evidence=attention",
     ]
     arguments = [*worlds, "--checkpoint", pairs, "--checkpoint", tmp_path / "tiny.pt", "--out", tmp_path / "out"]
     assert evaluate([str(argument) for argument in arguments]) == 0
@@ -188,5 +191,10 @@ def test_both_kinds_of_networks_stand_side_by_side(tmp_path: Path, capsys) -> No
 def test_methods_on_synthetic_worlds_take_either_network(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("evaluation.synthetic.ROWS", {"easi3r": ROWS["easi3r"]})
     worlds = Worlds(tmp_path / "clips", "sharp", 1, 3)
-    found = compare(worlds, random_vggt_model(), tmp_path / "out", Settings().with_options({"image_size": "native"}))
+    found = compare(
+        worlds,
+        random_vggt_model(),
+        tmp_path / "out",
+        Settings().with_options({"image_size": "native", "evidence": "attention"}),
+    )
     assert {"JM %", "ATE", "AbsRel"} <= set(found["easi3r"])
