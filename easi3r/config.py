@@ -203,10 +203,12 @@ class Settings:
         return dataclasses.replace(self, **top, **groups)
 
     def of_collection(self) -> Settings:
-        """As it is for photographs instead of a clip, where nothing else was asked for.
+        """As it is for photographs instead of a clip (then itself), where nothing else was asked for.
 
         All pairs, a focal length per image, no optical flow, no search for motion (given masks are kept).
         """
+        if not self.frames.collection:
+            return self
         graph = "complete" if self.pairs.graph == "window" else self.pairs.graph
         focal = "per-frame" if self.alignment.focal == "shared" else self.alignment.focal
         return dataclasses.replace(
