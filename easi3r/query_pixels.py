@@ -14,6 +14,7 @@ from easi3r.structures import Array, Frames
 
 EXPECTED = "[t, 2] (x, y) pixels of the first source frame, 'x,y;x,y', 'grid:16', or a text, .npy or .npz (tracks) file"
 GRID = "grid:"
+LEAST_SIDE = 128  # pixels: the tracker looks at seven levels of half the image, each half of the one before
 
 
 def read_queries(given: Any, frames: Frames) -> Array:
@@ -24,6 +25,11 @@ def read_queries(given: Any, frames: Frames) -> Array:
     Raises InputError for anything else, and for pixels outside the part that the network sees.
     """
     height, width = frames.images.shape[1:3]
+    if min(height, width) < LEAST_SIDE:
+        raise InputError(
+            f"Points cannot be tracked in images of {width} x {height} px; expected sides of at least {LEAST_SIDE} px, "
+            "so choose a larger image_size."
+        )
     if isinstance(given, str) and given.startswith(GRID):
         count = given.removeprefix(GRID)
         if not count.isdecimal() or not 0 < int(count) <= max(height, width):

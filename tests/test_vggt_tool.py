@@ -9,6 +9,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from small_inputs import listing, moving_square, random_vggt_model, run_cli, write_checkpoint, write_images, write_video
 from test_clip_passes import assert_contract, assert_invariant
@@ -20,9 +21,8 @@ from easi3r.backbones.vggt import Vggt
 from easi3r.config import Settings
 from easi3r.errors import CheckpointError
 from easi3r.export import FORMATS
-from evaluation.datasets.worlds import Worlds
 from evaluation.evaluate import main as evaluate
-from evaluation.synthetic import ROWS, compare
+from evaluation.methods import Easi3RMethod
 
 TENSORS = Path("model.safetensors")
 
@@ -165,36 +165,40 @@ def test_fifty_frames(checkpoint: Path, tmp_path: Path) -> None:
 # --- evaluation
 
 
-def test_both_kinds_of_networks_stand_side_by_side(tmp_path: Path, capsys) -> None:
+@pytest.fixture
+def davis(tmp_path: Path) -> Path:
+    """One clip of four frames in DAVIS's layout, 56 x 42 px."""
+    folders = [tmp_path / "DAVIS" / kind / "480p" / "bear" for kind in ("JPEGImages", "Annotations")]
+    for folder, frames in zip(folders, (moving_square(4, 42, 56), moving_square(4, 42, 56)[..., 0]), strict=True):
+        folder.mkdir(parents=True)
+        for i, frame in enumerate(frames):
+            if folder is folders[0]:
+                Image.fromarray(frame).save(folder / f"{i:05}.jpg", quality=95)
+            else:
+                Image.fromarray((frame > 149).astype(np.uint8), mode="P").save(folder / f"{i:05}.png")
+    return tmp_path / "DAVIS"
+
+
+def test_both_kinds_of_networks_stand_side_by_side(davis: Path, tmp_path: Path, capsys) -> None:
     torch.save(tensors_of_tiny(), tmp_path / "tiny.pt")
     pairs = write_checkpoint(tmp_path / "pairs.pth")
-    worlds = [
-        "worlds",
-        "--root",
-        tmp_path / "worlds",
-        "--masks-only",
-        "--protocol",
-        "vggt4d",
-        "--set",
-        "image_size=native",
-        "--set",
-        "evidence=attention",
-    ]
-    arguments = [*worlds, "--checkpoint", pairs, "--checkpoint", tmp_path / "tiny.pt", "--out", tmp_path / "out"]
+    arguments = ["davis", "--root", davis, "--variant", "all", "--protocol", "vggt4d", "--sequences", "bear"]
+    arguments += ["--set", "image_size=native", "--set", "evidence=attention", "--out", tmp_path / "out"]
+    arguments += ["--checkpoint", pairs, "--checkpoint", tmp_path / "tiny.pt"]
     assert evaluate([str(argument) for argument in arguments]) == 0
     table = (tmp_path / "out" / "side_by_side.md").read_text()
     assert "pairs.pth" in table and "tiny.pt" in table and "JM %" in table and table in capsys.readouterr().out
     results = [json.loads(path.read_text()) for path in sorted((tmp_path / "out").glob("*/results.json"))]
     assert len(results) == 2 and results[0]["head"]["checkpoint"] != results[1]["head"]["checkpoint"]
+    with pytest.raises(SystemExit):
+        evaluate([str(argument) for argument in (*arguments, "--method", "all-static")])
+    assert "no weights" in capsys.readouterr().err
 
 
-def test_methods_on_synthetic_worlds_take_either_network(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("evaluation.synthetic.ROWS", {"easi3r": ROWS["easi3r"]})
-    worlds = Worlds(tmp_path / "clips", "sharp", 1, 3)
-    found = compare(
-        worlds,
-        random_vggt_model(),
-        tmp_path / "out",
-        Settings().with_options({"image_size": "native", "evidence": "attention"}),
-    )
-    assert {"JM %", "ATE", "AbsRel"} <= set(found["easi3r"])
+def test_a_method_of_the_evaluation_says_everything_of_either_network(davis: Path) -> None:
+    images = tuple(sorted((davis / "JPEGImages" / "480p" / "bear").iterdir()))
+    settings = Settings().with_options({"image_size": "native", "evidence": "attention"})
+    found = Easi3RMethod(random_vggt_model(), settings)(images)
+    assert found.masks.shape == found.depth.shape == found.confidence.shape == (4, 42, 56)
+    assert found.camera_to_world.shape == (4, 4, 4) and found.intrinsics.shape == (4, 3, 3)
+    assert found.crops[0].size == (56, 42)
