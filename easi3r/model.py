@@ -43,6 +43,7 @@ class Easi3R:
         """Load weights: 'demo', a file (``.pth``, ``.pt``, ``.safetensors``), a Hugging Face folder, or a hub id; what a file
         holds says which network it is for.
 
+
         device: 'auto' (the GPU where there is one), 'cpu', 'cuda', 'cuda:1'.
         Raises CheckpointError, MissingExtraError or InputError (device), each in one sentence.
         """
