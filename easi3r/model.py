@@ -40,10 +40,9 @@ class Easi3R:
 
     @classmethod
     def from_pretrained(cls, name: str | Path = "demo", *, device: str = "auto") -> Easi3R:
-        """Load weights: 'demo', a file (``.pth``, ``.pt``, ``.safetensors``), a Hugging Face folder, or a hub id; what a file
-        holds says which network it is for.
+        """Load weights: 'demo', a file (``.pth``, ``.pt``, ``.safetensors``), a Hugging Face folder, or a hub id.
 
-
+        What the file holds says which network it is for.
         device: 'auto' (the GPU where there is one), 'cpu', 'cuda', 'cuda:1'.
         Raises CheckpointError, MissingExtraError or InputError (device), each in one sentence.
         """
