@@ -23,7 +23,7 @@ DEMO_WEIGHTS = Path(__file__).parent / "demo" / "weights"  # its model card: dem
 
 
 class Easi3R:
-    """Motion masks and 4D scenes from a DUSt3R or MonST3R network, without training.
+    """Motion masks and 4D scenes from a DUSt3R, MonST3R or VGGT network, without training.
 
     >>> model = Easi3R.from_pretrained("naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt")  # doctest: +SKIP
     >>> scene = model.reconstruct("clip.mp4", max_frames=24)  # doctest: +SKIP
@@ -32,16 +32,17 @@ class Easi3R:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        """Take a DUSt3R-shaped network object that somebody already built; it is neither copied nor changed.
+        """Take a DUSt3R- or VGGT-shaped network object that somebody already built; it is neither copied nor changed.
 
-        Raises InputError or CheckpointError if its modules or tensors are not DUSt3R's.
+        Raises InputError or CheckpointError if its modules or tensors are neither's.
         """
         self.network, self.checkpoint = adopt_network(network)
 
     @classmethod
     def from_pretrained(cls, name: str | Path = "demo", *, device: str = "auto") -> Easi3R:
-        """Load weights: 'demo', a ``.pth`` file, a Hugging Face folder, or a hub id.
+        """Load weights: 'demo', a file (``.pth``, ``.pt``, ``.safetensors``), a Hugging Face folder, or a hub id.
 
+        What the file holds says which network it is for.
         device: 'auto' (the GPU where there is one), 'cpu', 'cuda', 'cuda:1'.
         Raises CheckpointError, MissingExtraError or InputError (device), each in one sentence.
         """
