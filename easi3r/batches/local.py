@@ -117,6 +117,7 @@ class Lane:
             stdout=subprocess.PIPE,
             env=os.environ | threads,
             pass_fds=inherited,
+            start_new_session=True,  # signals to the group of the batch are the batch's affair
         )
         self.tell(dataclasses.replace(order, jobs_per_host=self.engine.jobs), self.device)
         answer = self.hear()
