@@ -45,7 +45,7 @@ HELP = {
     "instances": "tell things that move apart, and follow them (default); --no-instances: not",
     "refine": "the masks that were found: none, or sam2: by SAM 2's video predictor (extra sam2)",
     "keep": "the points that are wanted: all, static or dynamic (one more pass: movers matched with movers alone)",
-    "threshold": "of the attention's score: multi-otsu (as published), otsu, percentile, or a number from 0 to 1",
+    "threshold": "of the score: multi-otsu, otsu, percentile, a number from 0 to 1, or auto: the evidence's own",
     "clusters": "of tokens, over which the score is averaged",
     "smoothing": "majority of so many frames, an odd number; 0: off",
     "min_area": "smallest moving region that is kept, as a share of the image, such as 0.001; 0: off",

@@ -61,8 +61,9 @@ class MotionSettings:
     # more in a pair whose flow is noisier
     reprojection: bool = True  # networks that see all frames at once: clear what their cameras and depths explain
     instances: bool = True  # tell things that move apart, and follow them; it needs optical flow
-    # what of the attention's score counts as motion (flow has ``min_motion``); a number is the threshold itself:
-    threshold: Literal["multi-otsu", "otsu", "percentile"] | float = "multi-otsu"  # multi-otsu: as published
+    # what of the score counts as motion; auto: multi-otsu, as published, by attention alone, elsewhere 0.5, where flow
+    # reaches its limit; a number is the threshold itself:
+    threshold: Literal["auto", "multi-otsu", "otsu", "percentile"] | float = "auto"
     threshold_per: Literal["clip", "frame"] = "clip"
     percentile: float = 90.0  # threshold='percentile': so many per cent of the pixels stay static
     # what becomes of the masks that were found (given ones stay as they are); 0 = off:

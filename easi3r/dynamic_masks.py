@@ -18,6 +18,7 @@ from easi3r.structures import Array, DynamicMasks
 from easi3r.thresholds import ThresholdRule
 
 AS_PUBLISHED = ThresholdRule()  # multi-Otsu, one threshold for the clip
+AT_THE_LIMIT = 0.5  # of flow's score, where its excess is 1
 CLOSE_CALL = 0.1  # of the score; more of a weak network's attention lowers J on some clips as it raises it on others
 
 
@@ -29,10 +30,15 @@ def masks_of(
     attention: [n, h, w] dynamic map.  labels: [n, h, w] clusters.  images: [n, H, W, 3] uint8 RGB.
     excess: [n, H, W] of ``epipolar_excess``; None: attention alone, as published.
     """
-    rule = ThresholdRule(settings.threshold, settings.threshold_per, settings.percentile)
-    masks = make_masks(attention, labels, images.shape[1] // labels.shape[1], rule)
+    score = attention_score(attention, labels, images.shape[1] // labels.shape[1])
     if excess is not None:
-        masks = add_flow(masks, excess, images) if settings.evidence == "both" else prove_by_flow(excess, images)
+        moves = motion_score(excess, images)
+        score = in_close_calls(moves, score) if settings.evidence == "both" else moves
+    if settings.threshold != "auto":
+        rule = ThresholdRule(settings.threshold, settings.threshold_per, settings.percentile)
+    else:
+        rule = ThresholdRule("multi-otsu" if excess is None else AT_THE_LIMIT, settings.threshold_per)
+    masks = DynamicMasks(score, *rule.apply(score))
     return clean_masks(masks, smoothing=settings.smoothing, min_area=settings.min_area, fill_holes=settings.fill_holes)
 
 
@@ -57,33 +63,25 @@ def smooth_by_cluster(dynamic_map: Array, labels: Array) -> Array:
     return min_max_per_frame(smoothed).float().numpy().reshape(dynamic_map.shape)
 
 
-def make_masks(dynamic_map: Array, labels: Array, patch_size: int, rule: ThresholdRule = AS_PUBLISHED) -> DynamicMasks:
-    """dynamic_map: [n, h, w] float32.  labels: [n, h, w] or [n, N] cluster of each token.
+def attention_score(dynamic_map: Array, labels: Array, patch_size: int) -> Array:
+    """[n, h * patch_size, w * patch_size] float32 in [0, 1] of a map [n, h, w], averaged over clusters, as published.
 
-    Returns score and mask at [n, h * patch_size, w * patch_size].  A map without any variation gives empty masks.
+    labels: [n, h, w] or [n, N] cluster of each token.
     """
     smoothed = torch.from_numpy(smooth_by_cluster(dynamic_map, labels))
-    score = F.interpolate(smoothed[:, None], scale_factor=patch_size, mode="bilinear", align_corners=False)[
-        :, 0
-    ].numpy()
-    mask, threshold = rule.apply(score)
-    return DynamicMasks(score.clip(0, 1), mask, threshold)
+    score = F.interpolate(smoothed[:, None], scale_factor=patch_size, mode="bilinear", align_corners=False)
+    return score[:, 0].numpy().clip(0, 1)
 
 
-def add_flow(masks: DynamicMasks, excess: Array, images: Array) -> DynamicMasks:
-    """What flow says, and in close calls attention: its score shifts flow's by up to CLOSE_CALL / 2 either way.
-
-    masks: by attention.  excess: [n, H, W] distance from the epipolar lines over what counts as motion, NaN = unknown.
-    images: [n, H, W, 3] uint8 RGB.
-    """
-    score = motion_score(excess, images) + np.float32(CLOSE_CALL) * (masks.score - np.float32(0.5))
-    return DynamicMasks(score.clip(0, 1), score > 0.5, 0.5)
+def make_masks(dynamic_map: Array, labels: Array, patch_size: int) -> DynamicMasks:
+    """The rule as published.  Arguments as for ``attention_score``; a map without any variation gives empty masks."""
+    score = attention_score(dynamic_map, labels, patch_size)
+    return DynamicMasks(score, *AS_PUBLISHED.apply(score))
 
 
-def prove_by_flow(excess: Array, images: Array) -> DynamicMasks:
-    """What flow alone says; arguments as for ``add_flow``."""
-    score = motion_score(excess, images)
-    return DynamicMasks(score, score > 0.5, 0.5)
+def in_close_calls(moves: Array, attention: Array) -> Array:
+    """[n, H, W] in [0, 1] what flow says of motion, and in close calls attention: CLOSE_CALL / 2 either way at most."""
+    return np.asarray((moves + np.float32(CLOSE_CALL) * (attention - np.float32(0.5))).clip(0, 1))
 
 
 def motion_score(excess: Array, images: Array) -> Array:

@@ -30,7 +30,7 @@ from easi3r.backbones.dust3r import Dust3r, Dust3rConfig, seeing_pairs
 from easi3r.config import PairSettings, Settings
 from easi3r.demo.rendering import render
 from easi3r.demo.worlds import FAMILIES, make_world
-from easi3r.dynamic_masks import add_flow, cluster_tokens, make_masks
+from easi3r.dynamic_masks import AT_THE_LIMIT, cluster_tokens, in_close_calls, make_masks, motion_score
 from easi3r.epipolar import epipolar_excess
 from easi3r.flow import estimate_flow
 from easi3r.inference import empty_predictions, encode_frames, observe_pairs
@@ -39,6 +39,7 @@ from easi3r.pairs import make_pairs
 from easi3r.plan import MAX_BATCH, product_rate
 from easi3r.precision import choose_dtype, in_precision
 from easi3r.progress import silent
+from easi3r.structures import DynamicMasks
 from evaluation.published_twin import published_style, twin_pair
 
 Array = NDArray[Any]
@@ -188,7 +189,8 @@ def two_passes(network: Dust3r, images: Array, labels: Array, excess: Array | No
         )
         masks = make_masks(folded.maps().dynamic_map, labels, patch)
         if excess is not None:
-            masks = add_flow(masks, excess, images)
+            score = in_close_calls(motion_score(excess, images), masks.score)
+            masks = DynamicMasks(score, score > AT_THE_LIMIT, AT_THE_LIMIT)
         moving = masks.tokens(patch)
     return masks.mask, torch.cat([predictions.points_first, predictions.points_second])
 

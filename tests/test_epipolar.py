@@ -8,12 +8,12 @@ import pytest
 from easi3r.config import PairSettings
 from easi3r.demo.rendering import Clip, render
 from easi3r.demo.worlds import FAMILIES, Family, make_world
-from easi3r.dynamic_masks import add_flow, prove, prove_by_flow
+from easi3r.dynamic_masks import in_close_calls, motion_score, prove
 from easi3r.epipolar import MIN_POINTS, epipolar_excess, epipolar_residual, sampson_distance
 from easi3r.metrics import jaccard
 from easi3r.pairs import make_pairs
 from easi3r.progress import silent
-from easi3r.structures import Array, DynamicMasks, PairFlow
+from easi3r.structures import Array, PairFlow
 
 
 @pytest.fixture(scope="module")
@@ -149,25 +149,24 @@ def test_flow_that_bleeds_is_drawn_back_to_the_edge() -> None:
     excess[0, 8:32, 18:42] = 1.5  # two pixels too far on all sides
     excess[0, 10:30, 20:40] = 6.0
     square = textured()[..., 0] > 100
-    found = prove_by_flow(excess, textured())
-    assert jaccard(found.mask, square).mean() > 0.95 > jaccard(prove(excess, 1.0).mask, square).mean() + 0.2
-    np.testing.assert_array_equal(found.mask, found.score > 0.5)
-    assert found.score.dtype == np.float32 and found.score.min() >= 0 and found.score.max() <= 1
+    score = motion_score(excess, textured())
+    assert jaccard(score > 0.5, square).mean() > 0.95 > jaccard(prove(excess, 1.0).mask, square).mean() + 0.2
+    assert score.dtype == np.float32 and score.min() >= 0 and score.max() <= 1
 
 
 def test_no_excess_and_unknown_excess_are_no_motion() -> None:
     for excess in (np.zeros((2, 40, 60), np.float32), np.full((2, 40, 60), np.nan, np.float32)):
-        everything = DynamicMasks(np.ones((2, 40, 60), np.float32), np.ones((2, 40, 60), bool), 0.3)
-        assert not prove_by_flow(excess, textured(2)).mask.any()
-        assert not add_flow(everything, excess, textured(2)).mask.any()
+        score = motion_score(excess, textured(2))
+        assert not (score > 0.5).any()
+        assert not (in_close_calls(score, np.ones_like(score)) > 0.5).any()
 
 
 def test_attention_decides_close_calls_alone() -> None:
     attention = np.zeros((1, 40, 60), np.float32)
     attention[..., 30:] = 1.0
-    masks = DynamicMasks(attention, attention > 0.5, 0.5)
     for excess, left, right in ((0.7, False, False), (0.95, False, True), (1.05, False, True), (1.4, True, True)):
-        found = add_flow(masks, np.full((1, 40, 60), excess, np.float32), textured()).mask
+        score = motion_score(np.full((1, 40, 60), excess, np.float32), textured())
+        found = in_close_calls(score, attention) > 0.5
         assert (found[..., :30] == left).all() and (found[..., 30:] == right).all(), excess
 
 

@@ -160,7 +160,6 @@ def test_masks_are_made_by_the_published_rule_unless_another_is_chosen():
     masks = make_masks(dynamic, labels, 8)
     assert masks.threshold == best_multi_otsu(masks.score)
     np.testing.assert_array_equal(masks.mask, masks.score > masks.threshold)
-    assert make_masks(dynamic, labels, 8, ThresholdRule(0.9)).mask.sum() < masks.mask.sum()
 
 
 @pytest.mark.parametrize("threshold", ["otsu", "percentile", 0.6])
@@ -183,10 +182,15 @@ def test_thresholds_per_frame_are_saved_and_told(tmp_path):
     assert "from 0.25 to 0.5 " in piece_words({"frames": [0, 3], "threshold": [0.5, None, 0.25]})
 
 
-def test_masks_that_rest_on_flow_alone_heed_no_threshold():
+@pytest.mark.parametrize("evidence", ["flow", "both"])
+def test_with_flow_the_threshold_is_its_limit_unless_another_is_named(evidence):
     model, clip = random_model(), moving_square()
-    low, high = (model.segment(clip, evidence="flow", threshold=value, **QUICK) for value in (0.01, 0.99))
-    np.testing.assert_array_equal(low.dynamic_mask, high.dynamic_mask)
+    usual, said, high = (
+        model.segment(clip, evidence=evidence, threshold=value, **QUICK) for value in ("auto", 0.5, 0.9)
+    )
+    assert usual.meta["pieces"][0]["threshold"] == 0.5
+    np.testing.assert_array_equal(usual.dynamic_mask, said.dynamic_mask)
+    np.testing.assert_array_equal(high.dynamic_mask, high.dynamic_score > 0.9)
 
 
 def test_a_lower_threshold_never_moves_less_with_both_kinds_of_evidence():
@@ -201,7 +205,7 @@ def test_a_lower_threshold_never_moves_less_with_both_kinds_of_evidence():
     [
         ("threshold", 1, "motion.threshold is 1.0, but it must be below 1"),
         ("threshold", 0, "motion.threshold is 0.0, but it must be greater than 0"),
-        ("threshold", "otzu", "'multi-otsu', 'otsu', 'percentile' or a number"),
+        ("threshold", "otzu", "'auto', 'multi-otsu', 'otsu', 'percentile' or a number"),
         ("motion.percentile", 100, "motion.percentile is 100.0, but it must be below 100"),
         ("motion.threshold_per", "pixel", "'clip' or 'frame'"),
         ("min_area", 64, "motion.min_area is 64.0, but it must be below 1: it is a share of the image"),
