@@ -49,7 +49,7 @@ def scores(model: Easi3R, rule: str, family: Family, seed: int) -> dict[str, flo
 
 def masks(model: Easi3R, rule: str, images: Array) -> Array:
     """[n, H, W] bool of images [n, H, W, 3] uint8."""
-    return model.segment(images, image_size="native", evidence=rule).dynamic_mask
+    return model.segment(images, image_size="native", evidence=rule, instances=False).dynamic_mask
 
 
 def mean_j(found: Array, clip: Clip) -> float:
