@@ -14,7 +14,7 @@ from torch import Tensor
 
 from easi3r.attention_maps import STILL
 from easi3r.backbones.interface import Gives
-from easi3r.backbones.vggt import LAYERS_READ, ReadOuts, Vggt, VggtConfig
+from easi3r.backbones.vggt import FRAMES_AT_ONCE, LAYERS_READ, ReadOuts, Vggt, VggtConfig
 from easi3r.backbones.vggt_poses import decode_poses
 from easi3r.backbones.vggt_sites import drop_patches
 from easi3r.clock import Clock
@@ -30,6 +30,7 @@ from easi3r.progress import Progress
 from easi3r.reprojection import refine_masks
 from easi3r.structures import AlignedCameras, Array, DynamicMasks, GramMaps, PairPredictions, PointTracks
 
+HEAD_BYTES = 1800  # per pixel of the frames that go through a head at once; counted
 LEAST_DEPTH = 1e-6  # of the median, where a point of the point head lies behind its camera
 
 
@@ -77,10 +78,11 @@ class ClipPasses:
         patches = height * width // config.patch_size**2
         tokens = patches + self.network.num_special
         element = self.network.aggregator.camera_token.new_empty(0, dtype=self.network.dtype).element_size()
+        heads = 0 if masks_only else min(length, FRAMES_AT_ONCE) * height * width * HEAD_BYTES
         second = not masks_only and settings.motion.passes == 2
         layers = LAYERS_READ[-1] + 1
         return Load(
-            activation_bytes=length * tokens * config.embed_dim * (16 + 12 * element),
+            activation_bytes=max(length * tokens * config.embed_dim * (16 + 12 * element), heads),
             kept_bytes=0 if masks_only else length * tokens * config.embed_dim * 8 * len(LAYERS_READ),
             token_bytes=length * patches * element * config.embed_dim,
             frame_flops=encoder_flops(config, patches),

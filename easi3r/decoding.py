@@ -30,7 +30,7 @@ VIDEO_SUFFIXES = {".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv
 VIDEO_SUFFIXES |= {".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 _MAY_LACK = 2  # frames fewer than the header counts: edit lists and codec delay drop that many from whole files
 # FFmpeg's names of what VIDEO_SUFFIXES promise: by itself it would take a text file called .mp4 for a list of others
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,asf,avi,flv,gif,matroska,webm,mpeg,mpegts,mpegvideo,mxf,ogg"
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,asf,avi,flv,gif,matroska,webm,mpeg,mpegts,mpegvideo,mxf,ogg"
 _MORE_FORMATS = "pip install 'easi3r[video]' reads more formats"
 
 
@@ -160,7 +160,7 @@ def find_av() -> ModuleType | None:
 @contextmanager
 def _open_with_av(av: Any, path: Path) -> Iterator[_Video]:
     try:  # an absolute path, lest FFmpeg take 'a:b.mp4' for a protocol; tags may be in any encoding
-        options = {"format_whitelist": _CONTAINERS}
+        options = {"format_whitelist": CONTAINERS}
         container = av.open(str(path.absolute()), options=options, metadata_errors="ignore")
     except av.FFmpegError as error:
         raise InputError(_no_video(path, error.strerror)) from error
@@ -198,7 +198,7 @@ def _open_with_opencv(path: Path) -> Iterator[_Video]:
     if any("\ud800" <= letter <= "\udfff" for letter in str(path.absolute())):  # OpenCV would end the program
         raise InputError(_no_video(path, f"its name is not UTF-8, which OpenCV cannot open; {_MORE_FORMATS}"))
     with _quiet_opencv():
-        capture = _capture(path)
+        capture = open_capture(path)
         try:
             if not capture.isOpened():
                 raise InputError(_no_video(path, f"OpenCV finds no video in it; {_MORE_FORMATS}"))
@@ -211,10 +211,10 @@ def _open_with_opencv(path: Path) -> Iterator[_Video]:
             capture.release()
 
 
-def _capture(path: Path) -> cv2.VideoCapture:
+def open_capture(path: Path) -> cv2.VideoCapture:
     """The open file; OpenCV takes FFmpeg's options from the environment alone, where they are but for a moment."""
     name, before = "OPENCV_FFMPEG_CAPTURE_OPTIONS", dict(os.environ)
-    os.environ[name] = f"format_whitelist;{_CONTAINERS}"
+    os.environ[name] = f"format_whitelist;{CONTAINERS}"
     try:
         return cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
     finally:

@@ -40,7 +40,6 @@ from test_scene import make_motion, make_scene
 from easi3r import Motion, Scene, decoding
 from easi3r.backbones.checkpoint import load_checkpoint
 from easi3r.backbones.safetensors import write_safetensors
-from easi3r.backbones.vggt_checkpoint import load_vggt
 from easi3r.colmap import read_colmap_cameras, read_colmap_images
 from easi3r.config import FrameSettings, Settings, load_settings
 from easi3r.errors import Easi3RError
@@ -365,7 +364,7 @@ def safetensors(home: Path) -> Reader:
             if "another model's" not in str(error):  # which the good one is too
                 raise
         try:
-            load_vggt(home)
+            load_checkpoint(home)
         except Easi3RError as error:
             if "do not say what network" not in str(error):
                 raise
@@ -409,7 +408,7 @@ def vggt_pt(home: Path) -> Reader:
 
     def read() -> None:
         try:
-            load_vggt(home / "model.pt")
+            load_checkpoint(home / "model.pt")
         except Easi3RError as error:
             if "do not say what network" not in str(error):
                 raise

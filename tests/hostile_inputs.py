@@ -393,8 +393,8 @@ HOSTILE: dict[str, Hostile] = {
     "constructor of 2^60 lists": checkpoint_of(
         lambda g: {"args": nested_lists(), "model": {}}, "constructor is a list"
     ),
-    "configuration of a megabyte": folder_of(" " * (1 << 21), b"", "larger than 1024 KiB"),
-    "configuration nested 10^5 deep": folder_of("[" * 100_000, b"", "is not JSON"),
+    "configuration of a megabyte": folder_of(" " * (1 << 21), safetensors_of({}), "larger than 1024 KiB"),
+    "configuration nested 10^5 deep": folder_of("[" * 100_000, safetensors_of({}), "is not JSON"),
     "network of 10^9 layers": folder_of(
         '{"head_type": "dpt", "enc_depth": 1000000000}', safetensors_of({}), "enc_depth=1000000000"
     ),

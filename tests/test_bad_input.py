@@ -270,7 +270,7 @@ def test_demo_does_not_replace_a_folder_either(tmp_path, capfd):
         ("widnow: 3", ["'widnow' is not an option", "did you mean 'window'?"]),
         ("alignment: {iteration: 3}", ["'alignment.iteration'", "did you mean 'alignment.iterations'?"]),
         ("window: lots", ["window is 'lots'", "expected a whole number"]),
-        ("align: quick", ["align is 'quick'", "expected 'fast', 'published' or 'none'"]),
+        ("align: quick", ["align is 'quick'", "expected 'auto', 'fast', 'published' or 'none'"]),
         ("stride: 0", ["frames.stride is 0", "greater than 0"]),
         ("frames: {start: 5, end: 3}", ["frames.end is 3", "after frames.start (5"]),
         ("pairs: {window: [1, 2", ["is not YAML", "line 1"]),

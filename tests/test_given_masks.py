@@ -268,5 +268,5 @@ def test_files_of_unequal_sizes_are_named(tmp_path):
     masks = some_masks()
     folder = write_masks(tmp_path / "masks", masks)
     Image.fromarray(np.zeros((50, 50), np.uint8)).save(folder / "mask_1.png")
-    with pytest.raises(InputError, match=r"^Mask 1 is 50x50 pixels; expected"):
+    with pytest.raises(InputError, match=r"mask_1.png is 50x50 pixels; expected"):
         read_masks(folder, frames_like(masks))

@@ -279,7 +279,7 @@ def test_the_largest_comes_first() -> None:
 
 def test_pieces_make_the_ids_of_the_whole_clip() -> None:
     truth, _, _ = drawn([moving((2, 2), (3, 0), (20, 14), 12), moving((48, 26), (-4, 0), (12, 16), 12)])
-    whole = Whole.empty(truth.shape, PATCH, with_cameras=False)
+    whole = Whole.empty(truth.shape, with_cameras=False)
     whole.masks.mask[:] = truth > 0
     for piece, shared, names in ((range(6), 0, [0, 1, 2]), (range(4, 10), 2, [0, 2, 1]), (range(6, 12), 4, [0, 2, 1])):
         whole.write_instances(np.array(names, np.int32)[truth[piece.start : piece.stop]], piece, shared)

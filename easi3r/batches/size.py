@@ -6,11 +6,11 @@ import math
 from pathlib import Path
 
 import cv2
-from PIL import Image
 
 from easi3r.batches.clips import files_of
 from easi3r.config import FrameSettings
-from easi3r.decoding import find_av
+from easi3r.decoding import CONTAINERS, find_av, open_capture
+from easi3r.untrusted import open_image
 
 BLOCK = 4096  # bytes that a small file takes
 FILES_PER_FRAME = 6  # image, mask, score, depth, confidence; one for what is kept per clip
@@ -30,7 +30,7 @@ def count_frames(path: Path, settings: FrameSettings) -> tuple[int, tuple[int, i
     """
     if path.is_dir():
         files = files_of(path)
-        with Image.open(files[0]) as image:
+        with open_image(files[0]) as image:
             return _chosen(len(files), settings.fps or 1.0, settings, thin=False), image.size
     count, rate, size = _video(path)
     return _chosen(count, rate, settings, thin=True), size
@@ -54,12 +54,14 @@ def _up(number: float) -> int:
 def _video(path: Path) -> tuple[int, float, tuple[int, int]]:
     """Frames, frames per second, (width, height), as the header says."""
     if av := find_av():
-        with av.open(str(path.absolute()), metadata_errors="ignore") as container:
+        with av.open(
+            str(path.absolute()), options={"format_whitelist": CONTAINERS}, metadata_errors="ignore"
+        ) as container:
             stream = container.streams.video[0]
             rate = float(stream.average_rate or stream.guessed_rate or 25)
             seconds = float(container.duration or 0) / 1e6
             return stream.frames or round(seconds * rate), rate, (stream.width, stream.height)
-    capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
+    capture = open_capture(path)
     try:
         names = cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT
         count, rate, width, height = (capture.get(name) for name in names)
