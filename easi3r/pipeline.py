@@ -24,6 +24,7 @@ from easi3r.clean import clean_confidence
 from easi3r.clip_passes import ClipPasses
 from easi3r.clock import Clock
 from easi3r.config import KnownSettings, Settings
+from easi3r.cut import Cut
 from easi3r.device import is_out_of_memory
 from easi3r.epipolar import epipolar_excess
 from easi3r.errors import InputError
@@ -38,6 +39,7 @@ from easi3r.pair_passes import PairPasses
 from easi3r.pair_views import pair_views, starting_at
 from easi3r.pairs import make_pairs
 from easi3r.passes import Found, Passes, Piece
+from easi3r.piece_result import Earlier, PieceCameras, PieceResult, keeps_poses
 from easi3r.plan import Plan, make_plan, smaller
 from easi3r.precision import choose_dtype, in_precision
 from easi3r.progress import Progress
@@ -67,19 +69,34 @@ def run(
     source: as for ``read_frames``, or Frames.
     Returns a Scene, or with ``masks_only`` a Motion.  Raises InputError where the memory does not suffice.
     """
-    clock, said = Clock(), settings
+    clip = prepare(network, checkpoint, source, settings, progress, masks_only=masks_only)
+    return clip.finished(work_within_memory(clip.job, clip.frames, clip.given))
+
+
+def prepare(
+    network: Backbone,
+    checkpoint: CheckpointInfo,
+    source: Any,
+    settings: Settings,
+    progress: Progress,
+    *,
+    masks_only: bool,
+) -> Prepared:
+    """Everything that is read, or can be refused, before the work; arguments as for ``run``."""
+    clock = Clock()
     refiner = load_refiner(settings, network.device)  # first, since its extra or its weights may be absent
-    network = in_precision(network, choose_dtype(settings.dtype, network))
-    passes = passes_of(network, progress, clock)
-    settings = passes.settled(settings.of_collection(), masks_only=masks_only)
+    job = make_job(network, settings, progress, clock, masks_only=masks_only)
     with clock("frames"):
-        frames = source if isinstance(source, Frames) else load_frames(network, source, settings, progress)
-    given = read_given(frames, settings, network.device, progress, masks_only=masks_only)
-    whole = work_within_memory(Job(passes, settings, progress, clock, masks_only, refiner), frames, given)
-    meta = describe(frames, checkpoint, said, network, clock)
-    if refiner is not None:
-        meta["sam2"] = refiner.checkpoint.describe()
-    return result(frames, given, whole, settings, meta)
+        frames = source if isinstance(source, Frames) else load_frames(network, source, job.settings, progress)
+    given = read_given(frames, job.settings, network.device, progress, masks_only=masks_only)
+    return Prepared(dataclasses.replace(job, refiner=refiner), frames, given, checkpoint, settings)
+
+
+def make_job(network: Backbone, settings: Settings, progress: Progress, clock: Clock, *, masks_only: bool) -> Job:
+    """The network in its precision, and what is settled for it; InputError for what it cannot do."""
+    passes = passes_of(in_precision(network, choose_dtype(settings.dtype, network)), progress, clock)
+    settled = passes.settled(settings.of_collection(), masks_only=masks_only)
+    return Job(passes, settled, progress, clock, masks_only)
 
 
 def result(frames: Frames, given: Given, whole: Whole, settings: Settings, origin: dict[str, Any]) -> Motion:
@@ -178,51 +195,84 @@ class Job:
     def plan(self, frames: Frames) -> Plan:
         return make_plan(self.passes, frames.images.shape[:3], self.settings, masks_only=self.masks_only)
 
-    def work_through(self, frames: Frames, given: Given, plan: Plan) -> Whole:
+    def work_through(self, frames: Frames, given: Given, plan: Cut) -> Whole:
         """Piece after piece; each frame is encoded once, and what a piece needs is gone before the next begins."""
-        whole = Whole.empty(frames.images.shape[:3], with_cameras=not self.masks_only)
-        tokens, end = None, 0
+        whole, earlier = self.nothing_of(frames), Earlier()
+        tokens: Tensor | None = None
         check_first_piece(given.known, plan.pieces[0])
-        for piece in plan.pieces:
-            shared, (start, end) = max(0, end - piece.start), (piece.start, piece.stop)
-            with self.clock("encoder"):
-                fresh = frames.images[start + shared : end]
-                keep_on = torch.device("cpu") if self.settings.offload else None
-                boxes = given.part(range(start + shared, end)).boxes
-                encoded = encode_frames(self.passes.network, fresh, plan.batch_size, self.progress, keep_on, boxes)
-                tokens = encoded if tokens is None else torch.cat([tokens[len(tokens) - shared :], encoded])
-            self.work_on(whole, frames.images[start:end], tokens, given.part(piece), piece, shared, plan.batch_size)
+        for number, piece in enumerate(plan.pieces):
+            shared = plan.shared(number)
+            encoded = self.encoded(frames, given, plan, number)
+            tokens = encoded if tokens is None else torch.cat([tokens[len(tokens) - shared :], encoded])
+            found = self.work_on(frames, tokens, given, plan, number, earlier)
+            earlier = earlier.after(found, piece, shared)
+            whole.write(found, piece, shared)
         return whole
 
-    def work_on(
-        self,
-        whole: Whole,
-        images: Array,
-        tokens: Tensor,
-        given: Given,
-        piece: range,
-        shared: int,
-        batch_size: int,
-    ) -> None:
-        """The stages, in their order.
+    def work_on_window(
+        self, frames: Frames, given: Given, cut: Cut, number: int, earlier: Earlier
+    ) -> tuple[PieceResult, Earlier]:
+        """One piece by itself, as ``work_through`` finds it, and what it hands on.
 
-        images: [n, H, W, 3] of the piece.  tokens: [n, N, C].  shared: how many of its first frames are in ``whole``.
+        earlier: from the piece that ``rests_on`` names.  The frames that it shares with others are encoded once more,
+        in the batches in which ``work_through`` encodes them, so that not a bit differs.
         """
-        settings, n = self.settings, len(images)
-        pairs = make_pairs(n, settings.pairs)
+        piece = cut.pieces[number]
+        if number == 0:
+            check_first_piece(given.known, piece)
+        runs = [k for k in range(number + 1) if len(common(cut.fresh(k), piece))]
+        tokens = torch.cat([self.encoded(frames, given, cut, k, common(cut.fresh(k), piece)) for k in runs])
+        found = self.work_on(frames, tokens, given, cut, number, earlier)
+        return found, earlier.after(found, piece, cut.shared(number))
+
+    def rests_on(self, number: int) -> int | None:
+        """Which piece hands on what that piece needs: the one before it, the first for its lens, or none."""
+        settings = self.settings
+        follows = settings.heads.tracks is not None and not self.masks_only
+        posed = any(way is not None for way in (settings.known.camera_to_world, settings.known.world_to_camera))
+        if number == 0 or not (self.aligns or follows):
+            return None
+        if follows or keeps_poses(settings, posed=posed):
+            return number - 1
+        return 0 if settings.alignment.shared_focal else None
+
+    def nothing_of(self, frames: Frames) -> Whole:
+        """Room for all that is found of a clip."""
+        return Whole.empty(frames.images.shape[:3], with_cameras=not self.masks_only)
+
+    def encoded(self, frames: Frames, given: Given, cut: Cut, number: int, wanted: range | None = None) -> Tensor:
+        """[n, N, C] tokens of the frames that piece has and those before it have not, or of those ``wanted``."""
+        fresh = cut.fresh(number)
+        with self.clock("encoder"):
+            return encode_frames(
+                self.passes.network,
+                frames.images[fresh.start : fresh.stop],
+                cut.batch_size,
+                self.progress,
+                torch.device("cpu") if self.settings.offload else None,
+                given.part(fresh).boxes,
+                None if wanted is None else range(wanted.start - fresh.start, wanted.stop - fresh.start),
+            )
+
+    def work_on(
+        self, frames: Frames, tokens: Tensor, given: Given, cut: Cut, number: int, earlier: Earlier
+    ) -> PieceResult:
+        """The stages, in their order, for one piece.
+
+        tokens: [n, N, C] of the piece.  given: for the whole clip.  earlier: from the pieces before this one.
+        """
+        settings, piece, shared = self.settings, cut.pieces[number], cut.shared(number)
+        images, given = frames.images[piece.start : piece.stop], given.part(piece)
+        pairs = make_pairs(len(images), settings.pairs)
         with self.clock("flow"):
             flow, excess = self.flow_of(images, pairs, given.masks)
-        queries = given.queries if whole.tracks is None else whole.tracks.coordinates[piece.start]
-        seen = Piece(images, tokens, pairs, given.masks, excess, batch_size, given.boxes, queries)
+        queries = earlier.queries(piece.start, given.queries)
+        seen = Piece(images, tokens, pairs, given.masks, excess, cut.batch_size, given.boxes, queries)
         found = self.passes.look(seen, settings, masks_only=self.masks_only)
         masks, things = self.told_apart(seen, found, flow)
-        whole.write_motion(masks, found.attention, piece, shared)
-        if settings.motion.instances:
-            whole.write_instances(things, piece, shared)
+        result = PieceResult(masks, found.attention, things if settings.motion.instances else None)
         if self.masks_only:
-            return
-        if found.tracks is not None:
-            whole.write_tracks(found.tracks, piece)
+            return result
         if settings.keep == "dynamic" and found.predictions is not None:
             with self.clock("pass for what moves"):
                 self.passes.look_at_movers(seen, masks, found.predictions)
@@ -231,14 +281,22 @@ class Job:
         with self.clock("alignment"):
             known, uses = Known(), settings.known
             cameras = found.cameras
-            if cameras is None or settings.alignment.method != "none":
-                known, uses = whole.known_for(given.known, piece, shared, settings)
+            if self.aligns:
+                known, uses = earlier.known_for(given.known, piece, shared, settings)
                 cameras = self.aligned(found, unseen, pairs, flow if self.aligns_by_flow else None, known, uses)
+            assert cameras is not None
             cameras.depth[~valid] = 0
-            whole.measured.append(measure(cameras, unseen, flow, pairs, start=piece.start))
+            measured = measure(cameras, unseen, flow, pairs, start=piece.start)
             confidence = clean_confidence(**vars(cameras), dynamic_mask=unseen, pairs=pairs)
             cameras = dataclasses.replace(cameras, confidence=confidence)
-            whole.write_cameras(cameras, piece, shared, ~unseen[:shared], known, uses)
+        placed = PieceCameras.held(cameras, measured, unseen, known, uses)
+        return dataclasses.replace(result, tracks=found.tracks, placed=placed)
+
+    @property
+    def aligns(self) -> bool:
+        """Whether cameras are solved for; else there are none, or the network's heads say where they are."""
+        heads_say = isinstance(self.passes, ClipPasses) and self.settings.alignment.method == "none"
+        return not self.masks_only and not heads_say
 
     @property
     def aligns_by_flow(self) -> bool:
@@ -295,3 +353,27 @@ class Job:
             uses=uses,
             device=self.passes.network.device,
         )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A clip of which everything is read and nothing computed."""
+
+    job: Job
+    frames: Frames
+    given: Given
+    checkpoint: CheckpointInfo
+    said: Settings  # as they were given
+
+    def finished(self, whole: Whole) -> Motion:
+        """The result, of what was found."""
+        job = self.job
+        meta = describe(self.frames, self.checkpoint, self.said, job.passes.network, job.clock)
+        if job.refiner is not None:
+            meta["sam2"] = job.refiner.checkpoint.describe()
+        return result(self.frames, self.given, whole, job.settings, meta)
+
+
+def common(one: range, other: range) -> range:
+    """The numbers of both."""
+    return range(max(one.start, other.start), min(one.stop, other.stop))
