@@ -42,6 +42,11 @@ class Plan(Cut):
     seconds: float
     at_once: str  # in words, what goes through the network together
 
+    @property
+    def cut(self) -> Cut:
+        """Without its costs."""
+        return Cut(self.pieces, self.batch_size)
+
     def __str__(self) -> str:
         in_pieces = (
             f"{len(self.pieces)} pieces of {len(self.pieces[0])} frames" if len(self.pieces) > 1 else "one piece"
