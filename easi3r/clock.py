@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -17,4 +17,9 @@ class Clock:
     def __call__(self, stage: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
+        self.add({stage: time.perf_counter() - begin})
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Those of another clock, too."""
+        for stage, more in seconds.items():
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + more, 3)

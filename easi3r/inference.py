@@ -37,15 +37,18 @@ def encode_frames(
     progress: Progress,
     keep_on: torch.device | None = None,
     boxes: Boxes | None = None,
+    only: range | None = None,
 ) -> Tensor:
     """[n, H, W, 3] uint8 -> encoder tokens [n, N, C] in the format of the network's matrices.
 
     keep_on: where the tokens are kept; None: on the network's device.
     boxes: [n] where each image lies, if they are of unequal size: the network sees nothing of the padding, whose tokens
         are 0.
+    only: consecutive frames whose tokens are wanted, as they come out when all are encoded: in the same batches.
     """
     grid, boxes = network.grid_of(*images.shape[1:3]), boxes or [Box(0, 0, *images.shape[1:3])] * len(images)
-    order = batches(boxes, batch_size)
+    wanted = np.isin(np.arange(len(images)), range(len(images)) if only is None else only)
+    order = [rows for rows in batches(boxes, batch_size) if wanted[rows].any()]
     parts = []
     with computing(network):
         for rows in progress(order, "encoding frames"):
@@ -53,7 +56,10 @@ def encode_frames(
             seen = to_network_input(images[rows][:, box.rows, box.columns], network.input_range)
             parts.append(placed(network.encode(seen).to(keep_on, network.dtype), box.tokens(network.patch_size), grid))
     tokens, rows = torch.cat(parts), np.concatenate(order)
-    return tokens if (np.diff(rows) > 0).all() else tokens[torch.from_numpy(np.argsort(rows))]
+    if (np.diff(rows) > 0).all() and wanted[rows].all():
+        return tokens
+    in_order = np.argsort(rows)
+    return tokens[torch.from_numpy(in_order[wanted[rows[in_order]]])]
 
 
 @torch.no_grad()

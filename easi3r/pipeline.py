@@ -1,6 +1,7 @@
-"""The order of the stages, written once: a clip and a network in, what moves (and where everything is) out.
+"""A clip and a network in, what moves (and where everything is) out.
 
-A long clip is worked on in overlapping pieces, each by itself, so that its length does not decide the memory.
+A long clip is worked on in overlapping pieces, each by itself, so that its length does not decide the memory; what is
+done to each, in which order, is written in :mod:`easi3r.job`.
 """
 
 from __future__ import annotations
@@ -12,40 +13,29 @@ from typing import Any
 
 import cv2
 import torch
-from torch import Tensor
 
-from easi3r.alignment import align
 from easi3r.backbones.dust3r import Dust3r
 from easi3r.backbones.files import CheckpointInfo
 from easi3r.backbones.interface import Backbone
 from easi3r.backbones.vggt import Vggt
-from easi3r.canvas import valid_pixels
-from easi3r.clean import clean_confidence
 from easi3r.clip_passes import ClipPasses
 from easi3r.clock import Clock
-from easi3r.config import KnownSettings, Settings
+from easi3r.config import Settings
 from easi3r.device import is_out_of_memory
-from easi3r.epipolar import epipolar_excess
 from easi3r.errors import InputError
-from easi3r.flow import estimate_flow
 from easi3r.frames import plan_crop, read_frames
 from easi3r.given import Given, read_given
-from easi3r.inference import encode_frames
-from easi3r.instances import DIFFERENT, find_instances
-from easi3r.known import check_first_piece
+from easi3r.job import Job
 from easi3r.origin import describe
 from easi3r.pair_passes import PairPasses
-from easi3r.pair_views import pair_views, starting_at
-from easi3r.pairs import make_pairs
-from easi3r.passes import Found, Passes, Piece
-from easi3r.plan import Plan, make_plan, smaller
+from easi3r.passes import Passes
+from easi3r.plan import smaller
 from easi3r.precision import choose_dtype, in_precision
 from easi3r.progress import Progress
-from easi3r.quality import measure
-from easi3r.sam2_refinement import Sam2Refiner, load_refiner
+from easi3r.sam2_refinement import load_refiner
 from easi3r.scale import with_distance
 from easi3r.scene import Motion, Scene
-from easi3r.structures import AlignedCameras, Array, Crop, DynamicMasks, Frames, Known, PairFlow
+from easi3r.structures import Crop, Frames
 from easi3r.verdict import judge
 from easi3r.whole import Whole
 
@@ -67,19 +57,34 @@ def run(
     source: as for ``read_frames``, or Frames.
     Returns a Scene, or with ``masks_only`` a Motion.  Raises InputError where the memory does not suffice.
     """
-    clock, said = Clock(), settings
+    clip = prepare(network, checkpoint, source, settings, progress, masks_only=masks_only)
+    return clip.finished(work_within_memory(clip.job, clip.frames, clip.given))
+
+
+def prepare(
+    network: Backbone,
+    checkpoint: CheckpointInfo,
+    source: Any,
+    settings: Settings,
+    progress: Progress,
+    *,
+    masks_only: bool,
+) -> Prepared:
+    """Everything that is read, or can be refused, before the work; arguments as for ``run``."""
+    clock = Clock()
     refiner = load_refiner(settings, network.device)  # first, since its extra or its weights may be absent
-    network = in_precision(network, choose_dtype(settings.dtype, network))
-    passes = passes_of(network, progress, clock)
-    settings = passes.settled(settings.of_collection(), masks_only=masks_only)
+    job = make_job(network, settings, progress, clock, masks_only=masks_only)
     with clock("frames"):
-        frames = source if isinstance(source, Frames) else load_frames(network, source, settings, progress)
-    given = read_given(frames, settings, network.device, progress, masks_only=masks_only)
-    whole = work_within_memory(Job(passes, settings, progress, clock, masks_only, refiner), frames, given)
-    meta = describe(frames, checkpoint, said, network, clock)
-    if refiner is not None:
-        meta["sam2"] = refiner.checkpoint.describe()
-    return result(frames, given, whole, settings, meta)
+        frames = source if isinstance(source, Frames) else load_frames(network, source, job.settings, progress)
+    given = read_given(frames, job.settings, network.device, progress, masks_only=masks_only)
+    return Prepared(dataclasses.replace(job, refiner=refiner), frames, given, checkpoint, settings)
+
+
+def make_job(network: Backbone, settings: Settings, progress: Progress, clock: Clock, *, masks_only: bool) -> Job:
+    """The network in its precision, and what is settled for it; InputError for what it cannot do."""
+    passes = passes_of(in_precision(network, choose_dtype(settings.dtype, network)), progress, clock)
+    settled = passes.settled(settings.of_collection(), masks_only=masks_only)
+    return Job(passes, settled, progress, clock, masks_only)
 
 
 def result(frames: Frames, given: Given, whole: Whole, settings: Settings, origin: dict[str, Any]) -> Motion:
@@ -165,133 +170,19 @@ def work_within_memory(job: Job, frames: Frames, given: Given) -> Whole:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What all pieces of a clip have in common."""
+class Prepared:
+    """A clip of which everything is read and nothing computed."""
 
-    passes: Passes
-    settings: Settings
-    progress: Progress
-    clock: Clock
-    masks_only: bool
-    refiner: Sam2Refiner | None = None
+    job: Job
+    frames: Frames
+    given: Given
+    checkpoint: CheckpointInfo
+    said: Settings  # as they were given
 
-    def plan(self, frames: Frames) -> Plan:
-        return make_plan(self.passes, frames.images.shape[:3], self.settings, masks_only=self.masks_only)
-
-    def work_through(self, frames: Frames, given: Given, plan: Plan) -> Whole:
-        """Piece after piece; each frame is encoded once, and what a piece needs is gone before the next begins."""
-        whole = Whole.empty(frames.images.shape[:3], with_cameras=not self.masks_only)
-        tokens, end = None, 0
-        check_first_piece(given.known, plan.pieces[0])
-        for piece in plan.pieces:
-            shared, (start, end) = max(0, end - piece.start), (piece.start, piece.stop)
-            with self.clock("encoder"):
-                fresh = frames.images[start + shared : end]
-                keep_on = torch.device("cpu") if self.settings.offload else None
-                boxes = given.part(range(start + shared, end)).boxes
-                encoded = encode_frames(self.passes.network, fresh, plan.batch_size, self.progress, keep_on, boxes)
-                tokens = encoded if tokens is None else torch.cat([tokens[len(tokens) - shared :], encoded])
-            self.work_on(whole, frames.images[start:end], tokens, given.part(piece), piece, shared, plan.batch_size)
-        return whole
-
-    def work_on(
-        self,
-        whole: Whole,
-        images: Array,
-        tokens: Tensor,
-        given: Given,
-        piece: range,
-        shared: int,
-        batch_size: int,
-    ) -> None:
-        """The stages, in their order.
-
-        images: [n, H, W, 3] of the piece.  tokens: [n, N, C].  shared: how many of its first frames are in ``whole``.
-        """
-        settings, n = self.settings, len(images)
-        pairs = make_pairs(n, settings.pairs)
-        with self.clock("flow"):
-            flow, excess = self.flow_of(images, pairs, given.masks)
-        queries = given.queries if whole.tracks is None else whole.tracks.coordinates[piece.start]
-        seen = Piece(images, tokens, pairs, given.masks, excess, batch_size, given.boxes, queries)
-        found = self.passes.look(seen, settings, masks_only=self.masks_only)
-        masks, things = self.told_apart(seen, found, flow)
-        whole.write_motion(masks, found.attention, piece, shared)
-        if settings.motion.instances:
-            whole.write_instances(things, piece, shared)
-        if self.masks_only:
-            return
-        if found.tracks is not None:
-            whole.write_tracks(found.tracks, piece)
-        if settings.keep == "dynamic" and found.predictions is not None:
-            with self.clock("pass for what moves"):
-                self.passes.look_at_movers(seen, masks, found.predictions)
-        valid = valid_pixels(images.shape[:3], given.boxes)
-        unseen = masks.mask | ~valid  # nothing there is static
-        with self.clock("alignment"):
-            known, uses = Known(), settings.known
-            cameras = found.cameras
-            if cameras is None or settings.alignment.method != "none":
-                known, uses = whole.known_for(given.known, piece, shared, settings)
-                cameras = self.aligned(found, unseen, pairs, flow if self.aligns_by_flow else None, known, uses)
-            cameras.depth[~valid] = 0
-            whole.measured.append(measure(cameras, unseen, flow, pairs, start=piece.start))
-            confidence = clean_confidence(**vars(cameras), dynamic_mask=unseen, pairs=pairs)
-            cameras = dataclasses.replace(cameras, confidence=confidence)
-            whole.write_cameras(cameras, piece, shared, ~unseen[:shared], known, uses)
-
-    @property
-    def aligns_by_flow(self) -> bool:
-        """Whether optical flow has a say in where the cameras are."""
-        alignment = self.settings.alignment
-        return not self.masks_only and alignment.method != "none" and alignment.flow_weight > 0
-
-    def flow_of(self, images: Array, pairs: Array, masks: DynamicMasks | None) -> tuple[PairFlow | None, Array | None]:
-        """Optical flow, if anything needs it, and [n, H, W] what of it is more than noise, if masks rest on it."""
-        motion, n = self.settings.motion, len(images)
-        asks = motion.evidence != "attention" and masks is None
-        follows = motion.instances and (masks is None or bool(masks.mask.any()))
-        if n < 2 or not (self.aligns_by_flow or asks or follows):
-            return None, None
-        flow = estimate_flow(images, pairs, self.settings.flow, self.progress, self.passes.network.device)
-        least = motion.min_motion * max(images.shape[1:3])
-        return flow, epipolar_excess(flow, n, least, self.progress) if asks else None
-
-    def told_apart(self, seen: Piece, found: Found, flow: PairFlow | None) -> tuple[DynamicMasks, Array]:
-        """Masks, and [n, H, W] ids of the things that move (bool where they are not wanted); by SAM 2 if it is."""
-        masks, things = found.masks, found.masks.mask
-        if self.settings.motion.instances:
-            with self.clock("instances"):
-                tokens = seen.tokens.float().cpu().numpy().reshape(*found.attention.dynamic_map.shape, -1)
-                things = find_instances(masks.mask, flow, tokens, DIFFERENT, self.progress)
-        if self.refiner is not None:
-            with self.clock("sam2"):
-                things = self.refiner(seen.images, things, self.progress)
-                masks = dataclasses.replace(masks, mask=things != 0)
-        return masks, things
-
-    def aligned(
-        self, found: Found, unseen: Array, pairs: Array, flow: PairFlow | None, known: Known, uses: KnownSettings
-    ) -> AlignedCameras:
-        """One world of what the passes found; cameras that are there already are where the fast solver starts.
-
-        unseen: [n, H, W] bool, True = the pixel is not static.
-        """
-        predictions = found.predictions
-        if found.cameras is not None:
-            predictions = pair_views(found.cameras, pairs)
-            if self.settings.alignment.method == "fast":
-                shared = self.settings.alignment.shared_focal
-                known, uses = starting_at(found.cameras, known, uses, shared_focal=shared)
-        assert predictions is not None
-        return align(
-            predictions,
-            len(unseen),
-            self.settings.alignment,
-            self.progress,
-            flow=flow,
-            dynamic_mask=unseen,
-            known=known,
-            uses=uses,
-            device=self.passes.network.device,
-        )
+    def finished(self, whole: Whole) -> Motion:
+        """The result, of what was found."""
+        job = self.job
+        meta = describe(self.frames, self.checkpoint, self.said, job.passes.network, job.clock)
+        if job.refiner is not None:
+            meta["sam2"] = job.refiner.checkpoint.describe()
+        return result(self.frames, self.given, whole, job.settings, meta)

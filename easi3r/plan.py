@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from easi3r.config import Settings
+from easi3r.cut import Cut, cut_clip
 from easi3r.errors import InputError
 from easi3r.pairs import make_pairs
 from easi3r.passes import Passes
@@ -33,16 +33,19 @@ EFFICIENCY = 0.4  # of the rate of a large product that the network reaches, abo
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Cut):
     """How a clip is worked on, and what that costs, about."""
 
-    pieces: tuple[range, ...]  # frames that are reconstructed together
-    batch_size: int
     device_bytes: float  # on the network's device, weights included
     host_bytes: float  # 0 where that device is the CPU
     disk_bytes: float
     seconds: float
     at_once: str  # in words, what goes through the network together
+
+    @property
+    def cut(self) -> Cut:
+        """Without its costs."""
+        return Cut(self.pieces, self.batch_size)
 
     def __str__(self) -> str:
         in_pieces = (
@@ -88,25 +91,11 @@ def make_plan(passes: Passes, size: tuple[int, int, int], settings: Settings, *,
             )
 
 
-def smaller(plan: Plan, settings: Settings) -> Settings:
+def smaller(plan: Cut, settings: Settings) -> Settings:
     """Settings whose plan needs about half of what ``plan`` did."""
     frames = max(2 * settings.pieces.overlap, len(plan.pieces[0]) // 2)
     pieces = dataclasses.replace(settings.pieces, frames=frames)
     return dataclasses.replace(settings, pieces=pieces, batch_size=max(1, plan.batch_size // 2), offload=True)
-
-
-def cut_clip(num_frames: int, at_most: int, overlap: int) -> tuple[range, ...]:
-    """Pieces of equal length that share ``overlap`` frames or a few more.
-
-    >>> cut_clip(10, 6, 2)
-    (range(0, 6), range(4, 10))
-    """
-    if num_frames <= at_most:
-        return (range(num_frames),)
-    count = math.ceil((num_frames - overlap) / (at_most - overlap))
-    length = math.ceil((num_frames + (count - 1) * overlap) / count)
-    starts = [round(k * (num_frames - length) / (count - 1)) for k in range(count)]
-    return tuple(range(start, start + length) for start in starts)
 
 
 def allowed_bytes(memory: float | str, device: torch.device) -> float:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from easi3r.alignment import join_piece, later_half
-from easi3r.config import KnownSettings, Settings
 from easi3r.instances import continue_ids, largest_first
+from easi3r.piece_result import PieceCameras, PieceResult
 from easi3r.quality import Measurements
-from easi3r.structures import AlignedCameras, Array, DynamicMasks, Instances, Known, Maps, PointTracks
+from easi3r.structures import AlignedCameras, Array, DynamicMasks, Instances, Maps, PointTracks
 
 
 @dataclass
@@ -38,6 +38,16 @@ class Whole:
             )
         masks = DynamicMasks(np.zeros(size, np.float32), np.zeros(size, bool), None)
         return cls(masks, cameras)
+
+    def write(self, result: PieceResult, piece: range, shared: int) -> None:
+        """The next piece, whose first ``shared`` frames are in those before it."""
+        self.write_motion(result.masks, result.attention, piece, shared)
+        if result.things is not None:
+            self.write_instances(result.things, piece, shared)
+        if result.tracks is not None:
+            self.write_tracks(result.tracks, piece)
+        if result.placed is not None:
+            self.write_cameras(result.placed, piece, shared)
 
     def write_motion(self, masks: DynamicMasks, attention: Maps, piece: range, shared: int) -> None:
         target, fresh = later_half(piece, shared)
@@ -74,36 +84,17 @@ class Whole:
         for name, values in vars(tracks).items():
             getattr(self.tracks, name)[piece.start + (piece.start > 0) : piece.stop] = values[piece.start > 0 :]
 
-    def known_for(self, known: Known, piece: range, shared: int, settings: Settings) -> tuple[Known, KnownSettings]:
-        """What a piece may rely on: what the user knows of it, and what the pieces before it have found.
-
-        All pieces share the lens of the first (unless each frame has its own); where poses are known or the camera
-        rests, the poses of the frames that a piece shares stay as they are.
-        """
-        uses = settings.known
-        if self.cameras is None or not shared:
-            return known, uses
-        if settings.alignment.shared_focal:
-            lens = np.tile(self.cameras.intrinsics[:1].astype(np.float64), (len(piece), 1, 1))
-            known, uses = replace(known, intrinsics=lens), replace(uses, intrinsics_use="fixed")
-        rests = settings.alignment.camera == "static"
-        if rests or (known.camera_to_world is not None and uses.poses_use == "fixed"):
-            poses = (
-                np.full((len(piece), 4, 4), np.nan) if known.camera_to_world is None else known.camera_to_world.copy()
-            )
-            poses[:shared] = self.cameras.camera_to_world[piece.start : piece.start + shared]
-            known, uses = replace(known, camera_to_world=poses), replace(uses, poses_use="fixed")
-        return known, uses
-
-    def write_cameras(
-        self, cameras: AlignedCameras, piece: range, shared: int, static: Array, known: Known, uses: KnownSettings
-    ) -> None:
-        """``known`` and ``uses`` are those that the piece was aligned with."""
+    def write_cameras(self, placed: PieceCameras, piece: range, shared: int) -> None:
         assert self.cameras is not None
-        keeps_poses = len(known.posed()) > 0 and uses.poses_use == "fixed"
-        keeps_scale = (keeps_poses and known.poses_set_the_scale) or known.depth_sets_the_scale
+        self.measured.append(placed.measured)
         seam = join_piece(
-            self.cameras, cameras, piece, shared, static, keeps_poses=keeps_poses, keeps_scale=keeps_scale
+            self.cameras,
+            placed.cameras,
+            piece,
+            shared,
+            ~placed.unseen[:shared],
+            keeps_poses=placed.keeps_poses,
+            keeps_scale=placed.keeps_scale,
         )
         if shared:
             self.notes[-1]["seam_residual"] = round(seam, 6)  # median, relative to the median depth

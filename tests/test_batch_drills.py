@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -220,3 +221,30 @@ def test_fifty_clips_need_the_memory_of_the_largest(tmp_path):
         f"{small[0]:.3f}, last {small[-1]:.3f} GiB"
     )
     assert max(all_of_them.values()) <= 1.1 * alone
+
+
+def test_ray_makes_a_long_clip_in_windows_and_survives_a_killed_worker(tmp_path):
+    """One clip, three windows, two workers: one that has a window in hand is killed, and its window is tried again."""
+    pytest.importorskip("ray")
+    write_images(tmp_path / "in" / "walk", moving_square(36))
+    config = tmp_path / "pieces.yaml"
+    config.write_text("pieces:\n  frames: 16\n  overlap: 6\n")
+    flags = ["--threads-per-job", 1, "--config", config]
+    assert run_batch(tmp_path / "in", tmp_path / "one", *flags) == 0
+    log, seen, killed = tmp_path / "log", set(), []
+    batch = start_batch(tmp_path / "in", tmp_path / "ray", *flags, "--engine", "ray", "--jobs", 2, log=log)
+    while batch.poll() is None:
+        working = [pid for pid, args in descendants(batch.pid).items() if args.startswith("ray::_window")]
+        seen.update(working)
+        if len(working) == 2 and not killed:  # the first window is done, the others are in the making
+            os.kill(working[0], signal.SIGKILL)
+            killed.append(working[0])
+        time.sleep(0.02)
+    pieces = json.loads((tmp_path / "ray" / "clips" / "walk" / "scene.json").read_text())["meta"]["pieces"]
+    same = arrays(tmp_path / "one") == arrays(tmp_path / "ray")
+    say(
+        f"Ray: exit code {batch.returncode}, {len(pieces)} windows, of {len(seen)} processes at them killed "
+        f"{len(killed)}, same arrays: {same}"
+    )
+    assert batch.returncode == 0 and len(pieces) == 3 and killed and same
+    assert len(seen) > 1 and not temporaries(tmp_path / "ray")

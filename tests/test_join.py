@@ -10,10 +10,10 @@ from scipy.spatial.transform import Rotation
 from easi3r.alignment import align, join_piece
 from easi3r.alignment.join import robust_similarity
 from easi3r.config import AlignmentSettings, PairSettings
+from easi3r.cut import cut_clip
 from easi3r.demo.rendering import Clip, render
 from easi3r.demo.worlds import Family, make_world
 from easi3r.pairs import make_pairs
-from easi3r.plan import cut_clip
 from easi3r.progress import silent
 from easi3r.structures import AlignedCameras, Known, PairPredictions
 from evaluation.pair_predictions import synthetic_predictions

@@ -13,10 +13,11 @@ from small_inputs import QUICK, moving_square, random_model, run_cli, write_imag
 
 from easi3r import Scene, Settings
 from easi3r.clock import Clock
+from easi3r.cut import cut_clip
 from easi3r.errors import InputError
+from easi3r.job import Job
 from easi3r.pair_passes import PairPasses
-from easi3r.pipeline import Job
-from easi3r.plan import cut_clip, free_host_bytes, make_plan
+from easi3r.plan import free_host_bytes, make_plan
 from easi3r.progress import silent
 
 LONG = {**QUICK, "pieces.frames": 8, "pieces.overlap": 3, "window": 2}

@@ -94,7 +94,7 @@ def test_a_long_clip_keeps_its_known_poses_and_its_single_one(model: Easi3R) -> 
 
 
 def test_poses_the_wrong_way_round_are_refused_before_the_network_runs(model: Easi3R, monkeypatch: Any) -> None:
-    monkeypatch.setattr("easi3r.pipeline.encode_frames", lambda *_: pytest.fail("the network ran"))
+    monkeypatch.setattr("easi3r.job.encode_frames", lambda *_: pytest.fail("the network ran"))
     with pytest.raises(InputError, match="only when inverted"):
         model.reconstruct(CLIP.images, world_to_camera=CLIP.camera_to_world, **QUICK)
 

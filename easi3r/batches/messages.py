@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from easi3r.batches.clips import Clip
 from easi3r.config import Settings
+from easi3r.cut import Cut
 
 Kind = Literal["measure", "work"]
 
@@ -39,6 +40,15 @@ class Size:
 
     frames: int = 0
     disk_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a long clip becomes tasks, one for each of its pieces."""
+
+    cut: Cut
+    rests_on: tuple[int | None, ...]  # of each piece: which one has to be there first
+    content: str | None  # hash of the clip's files
 
 
 class Event(NamedTuple):

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ from easi3r.errors import Easi3RError, InputError, OutputError
 from easi3r.model import Easi3R
 from easi3r.pipeline import crop_of, load_frames, run
 from easi3r.plan import GIB, allowed_bytes
-from easi3r.scene import Scene
+from easi3r.scene import Motion, Scene
 from easi3r.structures import Frames
 
 T = TypeVar("T")
@@ -99,20 +99,24 @@ class Worker:
 
         Raises Stopped if ``stopping`` was set meanwhile.
         """
-        record = self._attempt(clip, reading)
+        return self.keep(self.attempt(clip, reading))
+
+    def keep(self, record: Record) -> Record:
+        """Write it."""
         try:
             self.ledger.write(record)
         except OutputError as error:  # without it the result does not count
             record = dataclasses.replace(record, status="failed", error=record.error or str(error))
         return record
 
-    def _attempt(self, clip: Clip, reading: Reading) -> Record:
+    def attempt(self, clip: Clip, reading: Reading, work: Callable[[Frames], Motion] | None = None) -> Record:
+        """Compute and write the result alone.  work: what makes a scene of frames; None: the pipeline, as it is."""
         begin = time.perf_counter()
         device = self.model.network.device
         forget_peak(device)
         record = Record(clip.relative, clip.name, "failed", self.key, reading.stamp, reading.content)
         try:
-            found = self._found(self._compute(clip, reading))
+            found = self._found(self._compute(clip, reading, work or self._reconstruct))
             record = dataclasses.replace(record, status="done", **found)
         except Exception as error:  # one clip's failure is never the end of the batch, and its reason is its row
             expected = isinstance(error, Easi3RError)
@@ -127,14 +131,17 @@ class Worker:
             record, seconds=round(seconds, 3), memory_gib=round(host, 3), gpu_memory_gib=gpu, finished=now()
         )
 
-    def _compute(self, clip: Clip, reading: Reading) -> Scene:
+    def _reconstruct(self, frames: Frames) -> Motion:
+        model = self.model
+        return run(model.network, model.checkpoint, frames, self.settings, self.go_on, masks_only=False)
+
+    def _compute(self, clip: Clip, reading: Reading, work: Callable[[Frames], Motion]) -> Scene:
         if reading.error is not None:
             raise reading.error
         assert reading.frames is not None
         frames, height, width = reading.frames.images.shape[:3]
         check_space(self.ledger.out, disk_bytes(frames, width, height))
-        network, checkpoint = self.model.network, self.model.checkpoint
-        scene = run(network, checkpoint, reading.frames, self.settings, self.go_on, masks_only=False)
+        scene = work(reading.frames)
         assert isinstance(scene, Scene)
         scene.save(self.ledger.result(clip.name), overwrite=True)
         return scene
