@@ -3,7 +3,10 @@
 from functools import partial
 
 import numpy as np
+import pytest
 from alignment_runs import path_errors as every_path_errors
+
+pytestmark = pytest.mark.slow  # minutes: the published optimiser, which the fast one is measured by elsewhere
 
 path_errors = partial(every_path_errors, range(3), hard=True, method="published")
 

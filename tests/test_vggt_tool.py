@@ -179,6 +179,7 @@ def davis(tmp_path: Path) -> Path:
     return tmp_path / "DAVIS"
 
 
+@pytest.mark.slow
 def test_both_kinds_of_networks_stand_side_by_side(davis: Path, tmp_path: Path, capsys) -> None:
     torch.save(tensors_of_tiny(), tmp_path / "tiny.pt")
     pairs = write_checkpoint(tmp_path / "pairs.pth")
