@@ -363,11 +363,6 @@ def safetensors(home: Path) -> Reader:
         except Easi3RError as error:
             if "another model's" not in str(error):  # which the good one is too
                 raise
-        try:
-            load_checkpoint(home)
-        except Easi3RError as error:
-            if "do not say what network" not in str(error):
-                raise
 
     return Reader([home / "model.safetensors"], mutated_safetensors, read)
 

@@ -18,7 +18,7 @@ import pytest
 from small_inputs import QUICK, QUICK_FLAGS, listing, moving_square, run_cli, write_images, write_video
 
 import easi3r
-from easi3r import Easi3R, Motion, Scene, cli, doctor, pipeline, progress
+from easi3r import Easi3R, Motion, Scene, cli, doctor, job, pipeline, progress
 from easi3r.config import OPTIONS
 from easi3r.demo.clip import FPS, geometry_errors
 from easi3r.demo.rendering import render
@@ -333,7 +333,7 @@ def test_the_demo_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "owner, name", [(pipeline, "align"), (Scene, "trajectory")], ids=["while aligning", "while writing"]
+    "owner, name", [(job, "align"), (Scene, "trajectory")], ids=["while aligning", "while writing"]
 )
 def test_an_interruption_is_130_and_leaves_nothing(tmp_path, capfd, clip, monkeypatch, owner, name):
     def interrupt(*_, **__):

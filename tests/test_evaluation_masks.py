@@ -37,7 +37,7 @@ class Says:
     find: Any
     seen: list[int] = field(default_factory=list)
 
-    def segment(self, images: Array, *, image_size: str, evidence: str) -> Any:
+    def segment(self, images: Array, *, image_size: str, evidence: str, instances: bool) -> Any:
         assert (image_size, evidence) == ("native", "both")
         self.seen.append(len(images))
         return SimpleNamespace(dynamic_mask=self.find(images))
