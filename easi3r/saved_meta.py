@@ -28,6 +28,7 @@ def check_meta(meta: Mapping[str, Any], num_frames: int) -> None:
         "checkpoint": (_is_table, "a table of what is known of the weights"),
         "pieces": (lambda value: _is_list(value, _is_piece), "a list of what is known of each piece"),
         "quality": (_is_quality, "a verdict"),
+        "warnings": (lambda value: _is_list(value, _is_text), "a list of sentences"),
     }
     _check_depth(meta)
     for name, (fits, expected) in checks.items():
@@ -72,8 +73,14 @@ def _is_piece(value: Any) -> bool:
     return (
         _is_table(value)
         and _is_pair(value.get("frames"))
-        and all(value.get(name) is None or _is_number(value[name]) for name in ("threshold", "seam_residual"))
+        and _is_threshold(value.get("threshold"))
+        and (value.get("seam_residual") is None or _is_number(value["seam_residual"]))
     )
+
+
+def _is_threshold(value: Any) -> bool:
+    """One for all frames of a piece, or one for each; None where none was needed."""
+    return value is None or _is_number(value) or _is_list(value, lambda one: one is None or _is_number(one))
 
 
 def _is_quality(value: Any) -> bool:

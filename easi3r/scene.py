@@ -122,7 +122,9 @@ class Motion:
         try:
             check_inside(folder / MARKER, folder)
             header = json.loads(read_bytes(folder / MARKER, MAX_HEADER), parse_constant=_refuse_constant)
-            kind, version, meta = header["kind"], int(header["format_version"]), dict(header["meta"])
+            kind, version, meta = header["kind"], int(header["format_version"]), header["meta"]
+            if not isinstance(kind, str) or not isinstance(meta, dict):
+                raise ValueError("kind is no text, or meta no table")
             if kind == cls.kind and version <= FORMAT_VERSION:
                 result = cls(**cls._read(folder, header["num_frames"]), meta=meta)
                 result._check_shapes()
@@ -135,7 +137,9 @@ class Motion:
                 f"The saved result at {path} is damaged ({type(error).__name__}: {reason}); make it again."
             ) from error
         if kind not in (Motion.kind, Scene.kind) or version > FORMAT_VERSION:
-            raise OutputError(f"{path} holds a {kind!r} of format {version}, which needs a newer easi3r; upgrade it.")
+            raise OutputError(
+                f"{path} holds a {kind[:40]!r} of format {version}, which needs a newer easi3r; upgrade it."
+            )
         raise OutputError(f"{path} holds a saved {kind}, not a {cls.kind}; load it with {kind.title()}.load.")
 
     def export(self, path: str | Path, format: str, **options: Any) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_inputs import QUICK, moving_square, random_model
 
-from easi3r import Settings
+from easi3r import Motion, Settings
 from easi3r.dynamic_masks import make_masks
 from easi3r.errors import ConfigError
 from easi3r.report.origin import piece_words
@@ -177,6 +177,7 @@ def test_thresholds_per_frame_are_saved_and_told(tmp_path):
     found = motion.meta["pieces"][0]["threshold"]
     assert found == [best_multi_otsu(frame) for frame in motion.dynamic_score]
     motion.save(tmp_path / "out")
+    assert Motion.load(tmp_path / "out").meta["pieces"][0]["threshold"] == found
     assert "one per frame" in (tmp_path / "out" / "report.html").read_text("utf-8")
     assert piece_words({"frames": [0, 2], "threshold": [None, None]}).endswith("no threshold was needed")
     assert "from 0.25 to 0.5 " in piece_words({"frames": [0, 3], "threshold": [0.5, None, 0.25]})
